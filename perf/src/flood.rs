@@ -23,9 +23,9 @@ use crate::inject::{Fault, InjectOptions, Injector, measure};
 use crate::interrupt;
 use crate::latency::Summary;
 use crate::processes::collector::Feed;
+use crate::processes::metrics::Metrics;
 use crate::processes::usage;
 use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
-use crate::storm::Metrics;
 use crate::truth::stage::{Actor, ContainerCgroups, Pids, Stage};
 
 /// How long a loop may take to be bounded, and its finding to come.

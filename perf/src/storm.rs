@@ -22,7 +22,8 @@ use crate::host::Host;
 use crate::interrupt;
 use crate::probes::workload::Workload;
 use crate::processes::collector::Feed;
-use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
+use crate::processes::metrics::Metrics;
+use crate::processes::{Collector, CollectorOptions, Server, ServerOptions};
 
 /// The source that probes are counted under.
 const SOURCE: &str = "ebpf";
@@ -209,22 +210,6 @@ pub fn run(options: &StormOptions) -> Result<StormReport, Error> {
 
 const DECODED: &str = "tapio_collector_events_decoded_total";
 
-/// A page of metrics.
-pub(crate) struct Metrics(String);
-
-impl Metrics {
-    pub(crate) fn read(port: u16) -> Result<Self, Error> {
-        Ok(Self(http::get(port, "/metrics")?.1))
-    }
-
-    /// The sum of a metric over all lines that have these labels.
-    pub(crate) fn sum(&self, name: &str, labels: &[&str]) -> u64 {
-        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-        let lines = self.0.lines().filter(of_name).filter(|line| labels.iter().all(|label| line.contains(label)));
-        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() as u64
-    }
-}
-
 /// Waits until the collector has taken in an end of every process made; the report has what is missing then.
 fn wait_until_taken_in(collector: &Collector, processes: u64) -> Result<Metrics, Error> {
     let taken_in = wait_for("the rings to be read", SETTLE_LIMIT, |_| {
@@ -325,7 +310,7 @@ impl std::fmt::Display for StormReport {
 
 #[cfg(test)]
 mod tests {
-    use super::{Metrics, StormReport};
+    use super::StormReport;
 
     fn whole() -> StormReport {
         StormReport {
@@ -359,16 +344,5 @@ mod tests {
             report.judge();
             assert_eq!((report.complaints.len(), report.is_accounted_for), (1, false), "{report}");
         }
-    }
-
-    #[test]
-    fn metrics_are_summed_by_name_and_label() {
-        let page =
-            "# HELP a_total x\na_total{kind=\"exec\",lane=\"lethal\"} 3\na_total{kind=\"exit\"} 4\na_total_b 9\nc 7\n";
-        let metrics = Metrics(page.into());
-        assert_eq!(metrics.sum("a_total", &[]), 7);
-        assert_eq!(metrics.sum("a_total", &["kind=\"exec\""]), 3);
-        assert_eq!(metrics.sum("c", &[]), 7);
-        assert_eq!(metrics.sum("absent", &[]), 0);
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use tapio_server::cluster::{Batch, ClusterLosses, Entry};
+use tapio_server::cluster::ClusterLosses;
+use tapio_server::correlate::batch::{Batch, Entry};
 use tapio_server::correlate::clue::{Clue, ClueDetail, EvidenceId, Exit, Kill, LimitLevel, NsPid, Oom, SenderClass};
 use tapio_server::correlate::{EntityInfo, NodeRef};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};

@@ -6,10 +6,11 @@
 
 use std::thread;
 
+use schemars::JsonSchema;
+use serde::Deserialize;
 use tapio_wire::limits::FRAME_BYTES_MAX;
 
 use crate::archive::QUEUE_BYTES_MAX;
-use crate::config::ResourcesSection;
 
 /// The least that a server can work with.
 pub const MEMORY_MB_MIN: u64 = 64;
@@ -25,6 +26,23 @@ const QUEUE_SHARE: u64 = 12;
 const DECODED_SHARE: u64 = 12;
 const FINDINGS_SHARE: u64 = 8;
 const _: () = assert!(ENTITIES_SHARE + QUEUE_SHARE + DECODED_SHARE + FINDINGS_SHARE <= 95);
+
+/// `resources:`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResourcesSection {
+    /// Sizes queues, tables and credit; 0 for no limit.
+    pub max_memory_mb: u64,
+    /// Rounded up to whole threads that correlate; unset or 0: one for each core that this process may use.
+    #[schemars(example = 500)]
+    pub max_cpu_milli: Option<u64>,
+}
+
+impl Default for ResourcesSection {
+    fn default() -> Self {
+        Self { max_memory_mb: 500, max_cpu_milli: None }
+    }
+}
 
 /// The bounds and thread counts that follow from `resources`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

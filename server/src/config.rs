@@ -17,7 +17,7 @@ use tapio_wire::program::{config_file, reference, units};
 
 use crate::archive::DiskChoice;
 use crate::auth::AuthSection;
-use crate::budget::MEMORY_MB_MIN;
+use crate::budget::{MEMORY_MB_MIN, ResourcesSection};
 use crate::cluster::ClusterSection;
 use crate::deliver::DeliverSection;
 use crate::remote::RemoteSection;
@@ -151,23 +151,6 @@ pub struct MetricsSection {
 impl Default for MetricsSection {
     fn default() -> Self {
         Self { prometheus_enabled: true, prometheus_port: 9091, api: None }
-    }
-}
-
-/// `resources:`
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ResourcesSection {
-    /// Sizes queues, tables and credit; 0 for no limit.
-    pub max_memory_mb: u64,
-    /// Rounded up to whole threads that correlate; unset or 0: one for each core that this process may use.
-    #[schemars(example = 500)]
-    pub max_cpu_milli: Option<u64>,
-}
-
-impl Default for ResourcesSection {
-    fn default() -> Self {
-        Self { max_memory_mb: 500, max_cpu_milli: None }
     }
 }
 

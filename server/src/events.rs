@@ -16,9 +16,10 @@ use tapio_wire::service::{EntityRef, Event, Unanswered};
 use crate::archive::damage::Damage;
 use crate::archive::index::{Described, kind_mask, realtime_ns};
 use crate::archive::reader::{Effort, ReadError, Reader, Selection};
-use crate::query::is_uid_of;
 use crate::render;
 
+/// The least that distinguishes one pod from others.
+const UID_PREFIX_MIN: usize = 8;
 /// Events that one request brings at most.
 pub const EVENTS_MAX: u32 = 1_000_000;
 /// Events that one request brings unless it says how many.
@@ -31,7 +32,7 @@ pub const READ_BYTES_MAX: u64 = 4 << 30;
 const DESCRIBED_MARGIN_NS: u64 = 130 * 1_000_000_000;
 const DESCRIBED_MAX: usize = 500_000;
 
-/// Which events. What is empty leaves open.
+/// Selects events. An empty field selects all.
 #[derive(Clone, Debug, Default)]
 pub struct Choice {
     pub since_ns: u64,
@@ -422,4 +423,34 @@ fn each_event(
         })?;
     }
     ControlFlow::Continue(())
+}
+
+/// Whether `wanted` is this uid or the beginning of one: eight digits, as `kubectl` and cgroups show them.
+pub(crate) fn is_uid_of(wanted: &str, uid: &str) -> bool {
+    wanted == uid
+        || (wanted.len() >= UID_PREFIX_MIN && wanted.contains(|c: char| c.is_ascii_digit()) && is_hex(wanted) && {
+            let mut digits = uid.chars().filter(|&c| c != '-');
+            wanted.chars().filter(|&c| c != '-').all(|c| digits.next() == Some(c))
+        })
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_uid_of;
+
+    #[test]
+    fn a_uid_prefix_matches_with_or_without_dashes_names_exactly() {
+        let uid = "3e85c211-bc0b-4842-8977-13a03203c69d";
+        for wanted in [uid, "3e85c211", "3e85c211-bc0b", "3e85c211bc0b4842897713a03203c69d"] {
+            assert!(is_uid_of(wanted, uid), "{wanted}");
+        }
+        for wanted in ["", "3e85", "3e85c212", "eater-12", "3e85c211-bc0b-4842-8977-13a03203c69d0"] {
+            assert!(!is_uid_of(wanted, uid), "{wanted}");
+        }
+        assert!(!is_uid_of("deadbeef", ""), "a uid that is not known");
+    }
 }

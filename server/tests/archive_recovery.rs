@@ -211,7 +211,7 @@ fn a_hole_in_an_unacknowledged_batch_ends_the_sequence() {
         starts.push(segment.len());
         let frame = frames.next();
         let offset = segment.len() as u64;
-        let kind = tapio_wire::segment::RecordKind::Frame;
+        let kind = tapio_wire::segment::SegmentRecordKind::Frame;
         tapio_wire::segment::append_record(&mut segment, 1, offset, kind, &frame);
     }
     assert_eq!(prepared.durable(&prepared.reopen_with(&segment).1), 4);

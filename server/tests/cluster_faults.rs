@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::cluster_support::*;
 use crate::cluster_whole::{findings, findings_when, limit_kill, ship, status};
 use crate::correlate_node::{Node, SECOND};
 use crate::reconnect_storm::Running;
 use crate::whole_server::{Stream, Whole, hello};
-use tapio_server::cluster::{Batch, ClusterSection, Entry};
+use tapio_server::cluster::ClusterSection;
+use tapio_server::correlate::batch::{Batch, Entry};
 use tapio_server::correlate::{NodeClock, NodeRef};
+use tapio_wire::program::clock::now_ns;
 use tapio_wire::service::{Finding, ServerStatus};
 use tonic::transport::Endpoint;
 
@@ -421,7 +423,7 @@ fn a_slow_finder_is_not_a_missing_log() {
         let over = over;
         scope.spawn(|| {
             while !is_over.load(Ordering::Acquire) {
-                let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+                let now_ns = now_ns();
                 let clock = NodeClock { node: NodeRef::named("n0"), epoch: 1, boottime_ns: 1, realtime_ns: now_ns };
                 let entries = (0..20_000).map(|_| Entry::Clock(clock.clone())).collect();
                 let batch = Batch { server: "a".into(), address: String::new(), entries };

@@ -6,7 +6,8 @@ use async_nats::jetstream::message::PublishMessage;
 
 use crate::cluster_support::*;
 use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL};
-use tapio_server::cluster::{Batch, ClusterLosses, Entry, Outgoing};
+use tapio_server::cluster::{ClusterLosses, Outgoing};
+use tapio_server::correlate::batch::{Batch, Entry};
 use tapio_server::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
 use tapio_server::correlate::{
     ClueBus, CorrelateConfig, Correlator, EntityInfo, FrameBegun, LossBook, NodeClock, Topology,
@@ -405,7 +406,7 @@ fn a_message_of_this_version_is_read_for_ever() {
     let known = std::fs::read(&golden).expect("TAPIO_WRITE_GOLDEN=1 writes it");
     assert!(
         known == now,
-        "the layout of messages has changed: give cluster::VERSION another number, and a golden file of it"
+        "the layout of messages has changed: give batch::VERSION another number, and a golden file of it"
     );
 }
 

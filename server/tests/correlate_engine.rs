@@ -12,7 +12,7 @@ use tapio_server::correlate::{BusClosed, ClueBus, CorrelateConfig, Correlator, S
 use tapio_server::findings::PatternSet;
 use tapio_wire::event::{Detail, Lane};
 use tapio_wire::frame::Frame;
-use tapio_wire::program::yaml::Place;
+use tapio_wire::program::yaml::TextPosition;
 use tapio_wire::service::Finding;
 
 /// Deaths of every sort in many containers, their evidence spread over many frames.
@@ -273,7 +273,7 @@ fn an_operators_pattern_replaces_the_embedded_one_and_runs() {
     assert_eq!(found[0].death.as_ref().and_then(|death| death.exit_code), Some(3));
     std::fs::write(directory.path().join("zz.yaml"), &text).expect("it can be written");
     let error = PatternSet::load(Some(directory.path())).expect_err("two files, one id");
-    assert!(error.file.ends_with("zz.yaml") && error.place == Place { line: 1, column: 5 }, "{error}");
+    assert!(error.file.ends_with("zz.yaml") && error.place == TextPosition { line: 1, column: 5 }, "{error}");
     let absorbing = VALID.replace("advice: []", "absorbs: {crash-lop: pod}\nadvice: []");
     std::fs::write(directory.path().join("zz.yaml"), absorbing).expect("it can be written");
     let error = PatternSet::load(Some(directory.path())).expect_err("no such pattern").to_string();

@@ -14,6 +14,7 @@ pub mod program;
 mod rows;
 pub mod segment;
 pub mod service;
+pub mod wait_status;
 
 /// The node id that a node's name stands for: FNV-1a, 64 bits (draft-eastlake-fnv), so that any language can compute it.
 pub fn node_id(name: &str) -> u64 {

@@ -25,7 +25,7 @@ const SEGMENT_VERSION: u64 = 1;
 /// What a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum RecordKind {
+pub enum SegmentRecordKind {
     /// A frame as it was received.
     Frame = 1,
     /// The archive's books when the segment was opened.
@@ -58,7 +58,7 @@ pub const fn record_bytes(bytes: usize) -> usize {
 }
 
 /// Appends a record to `out`, which will be written to `offset` of segment `number`.
-pub fn append_record(out: &mut Vec<u8>, number: u64, offset: u64, kind: RecordKind, bytes: &[u8]) {
+pub fn append_record(out: &mut Vec<u8>, number: u64, offset: u64, kind: SegmentRecordKind, bytes: &[u8]) {
     let start = out.len();
     out.extend_from_slice(&record_header(number, offset, kind, bytes.len()));
     out.extend_from_slice(bytes);
@@ -67,7 +67,7 @@ pub fn append_record(out: &mut Vec<u8>, number: u64, offset: u64, kind: RecordKi
 
 /// The header of a record of `bytes` bytes, which will be written to `offset` of segment `number`. The bytes follow, then
 /// zeros up to [`record_bytes`].
-pub fn record_header(number: u64, offset: u64, kind: RecordKind, bytes: usize) -> [u8; RECORD_HEADER_BYTES] {
+pub fn record_header(number: u64, offset: u64, kind: SegmentRecordKind, bytes: usize) -> [u8; RECORD_HEADER_BYTES] {
     let mut header = [0; RECORD_HEADER_BYTES];
     header[..4].copy_from_slice(&RECORD_MAGIC.to_le_bytes());
     header[4..8].copy_from_slice(&(kind as u32).to_le_bytes());
@@ -83,7 +83,7 @@ pub fn record_header(number: u64, offset: u64, kind: RecordKind, bytes: usize) -
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a> {
     /// A record; the next one starts `size` bytes further.
-    Record { kind: RecordKind, bytes: &'a [u8], size: usize },
+    Record { kind: SegmentRecordKind, bytes: &'a [u8], size: usize },
     /// A record whose header is whole but whose bytes reach past the end: a torn tail.
     Torn,
     /// Zeros, or the end of the bytes.
@@ -107,9 +107,9 @@ pub fn find_record(rest: &[u8], number: u64, offset: u64) -> Found<'_> {
         && u64_at(16) == offset
         && crc32c::crc32c(&header[..28]) == u32_at(28);
     let kind = match u32_at(4) {
-        1 => RecordKind::Frame,
-        2 => RecordKind::Snapshot,
-        3 => RecordKind::Index,
+        1 => SegmentRecordKind::Frame,
+        2 => SegmentRecordKind::Snapshot,
+        3 => SegmentRecordKind::Index,
         _ => return Found::Damaged,
     };
     if !sound {
@@ -131,12 +131,12 @@ mod tests {
         let mut file = segment_header(7).to_vec();
         assert_eq!(parse_segment_header(&file), Some(7));
         let first = file.len();
-        append_record(&mut file, 7, first as u64, RecordKind::Frame, b"abc");
+        append_record(&mut file, 7, first as u64, SegmentRecordKind::Frame, b"abc");
         let second = file.len();
-        append_record(&mut file, 7, second as u64, RecordKind::Snapshot, &[]);
+        append_record(&mut file, 7, second as u64, SegmentRecordKind::Snapshot, &[]);
         file.resize(file.len() + 100, 0);
         let Found::Record { kind, bytes, size } = find_record(&file[first..], 7, first as u64) else { panic!() };
-        assert_eq!((kind, bytes, first + size), (RecordKind::Frame, &b"abc"[..], second));
+        assert_eq!((kind, bytes, first + size), (SegmentRecordKind::Frame, &b"abc"[..], second));
         let end = second + RECORD_HEADER_BYTES;
         assert_eq!(find_record(&file[end..], 7, end as u64), Found::End);
     }
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_record_in_the_wrong_place_or_segment_is_damage() {
         let mut record = Vec::new();
-        append_record(&mut record, 7, 64, RecordKind::Frame, b"abc");
+        append_record(&mut record, 7, 64, SegmentRecordKind::Frame, b"abc");
         assert_eq!(find_record(&record, 7, 72), Found::Damaged);
         assert_eq!(find_record(&record, 8, 64), Found::Damaged);
     }
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_a_record_header_is_noticed() {
         let mut record = Vec::new();
-        append_record(&mut record, 7, 64, RecordKind::Frame, b"abc");
+        append_record(&mut record, 7, 64, SegmentRecordKind::Frame, b"abc");
         for bit in 0..RECORD_HEADER_BYTES * 8 {
             let mut damaged = record.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn a_cut_record_is_torn() {
         let mut record = Vec::new();
-        append_record(&mut record, 7, 64, RecordKind::Frame, b"abcdefgh");
+        append_record(&mut record, 7, 64, SegmentRecordKind::Frame, b"abcdefgh");
         for length in 1..RECORD_HEADER_BYTES + 8 {
             assert_eq!(find_record(&record[..length], 7, 64), Found::Torn, "cut to {length}");
         }

@@ -24,7 +24,7 @@ use tapio_wire::event::SOURCES;
 use tapio_wire::frame::Header;
 use tapio_wire::ledger::Ledger;
 use tapio_wire::limits::FRAME_BYTES_MAX;
-use tapio_wire::segment::{RecordKind, SEGMENT_HEADER_BYTES, append_record, record_bytes, segment_header};
+use tapio_wire::segment::{SEGMENT_HEADER_BYTES, SegmentRecordKind, append_record, record_bytes, segment_header};
 
 use self::endings::Ending;
 use self::marks::Mark;
@@ -317,7 +317,7 @@ impl Spool {
                 File::open(&self.dir)?.sync_all()?;
             }
             let Some(last) = self.segments.back_mut() else { continue };
-            append_record(&mut out, last.number, last.bytes, RecordKind::Frame, frame);
+            append_record(&mut out, last.number, last.bytes, SegmentRecordKind::Frame, frame);
             last.bytes += record_bytes(frame.len()) as u64;
             last.last_seq = header.seq;
             if out.len() >= SPOOL_BATCH_BYTES {

@@ -10,10 +10,10 @@ use super::servers::{LogCost, ReaderShare, ServerShare};
 use crate::clock::{pause, wait_for};
 use crate::error::Error;
 use crate::processes::group::CLUSTER;
+use crate::processes::metrics::Metrics;
 use crate::processes::nats::{Nats, Traffic};
 use crate::processes::usage::Usage;
 use crate::processes::{Server, ServerGroup};
-use crate::storm::Metrics;
 
 /// Samples before the load, to see what readers count besides the log's messages. Only samples between which nothing
 /// was written count.

@@ -6,6 +6,7 @@
 pub mod collector;
 pub mod group;
 pub mod http;
+pub(crate) mod metrics;
 pub mod nats;
 mod program;
 pub mod server;

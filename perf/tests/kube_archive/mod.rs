@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tapio_wire::event::{ArchivedBody, ArchivedDetail, ArchivedEvent};
 use tapio_wire::frame::Frame;
-use tapio_wire::segment::{Found, RecordKind, SEGMENT_HEADER_BYTES, find_record, parse_segment_header};
+use tapio_wire::segment::{Found, SEGMENT_HEADER_BYTES, SegmentRecordKind, find_record, parse_segment_header};
 
 /// Everything that was archived so far.
 #[derive(Default)]
@@ -28,7 +28,7 @@ impl Archive {
             let mut offset = SEGMENT_HEADER_BYTES;
             while let Found::Record { kind, bytes: record, size } = find_record(&bytes[offset..], number, offset as u64)
             {
-                if kind == RecordKind::Frame
+                if kind == SegmentRecordKind::Frame
                     && let Ok(frame) = Frame::decode(record)
                 {
                     archive.add(frame.body());

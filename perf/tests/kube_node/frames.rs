@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use tapio_wire::event::SOURCES;
 use tapio_wire::frame::{HEADER_BYTES, Header, VERSION};
 use tapio_wire::ledger::Ledger;
-use tapio_wire::segment::{Found, RecordKind, SEGMENT_HEADER_BYTES, find_record, parse_segment_header};
+use tapio_wire::segment::{Found, SEGMENT_HEADER_BYTES, SegmentRecordKind, find_record, parse_segment_header};
 
 /// One run of one collector.
 #[derive(Default)]
@@ -82,7 +82,7 @@ pub fn read(volumes: &Path) -> Epochs {
         let Some(number) = parse_segment_header(&bytes) else { continue };
         let mut offset = SEGMENT_HEADER_BYTES;
         while let Found::Record { kind, bytes: record, size } = find_record(&bytes[offset..], number, offset as u64) {
-            if kind == RecordKind::Frame
+            if kind == SegmentRecordKind::Frame
                 && let Some((version, frame)) = readable(record)
                 && let Ok((header, ledger)) = Header::check(&frame)
             {

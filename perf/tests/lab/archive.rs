@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use tapio_wire::frame::Frame;
-use tapio_wire::segment::{Found, RecordKind, SEGMENT_HEADER_BYTES, find_record, parse_segment_header};
+use tapio_wire::segment::{Found, SEGMENT_HEADER_BYTES, SegmentRecordKind, find_record, parse_segment_header};
 
 /// Every frame of an archive, in order. A record that is being written ends what is read.
 pub fn frames(folder: &Path) -> Vec<Frame> {
@@ -17,7 +17,7 @@ pub fn frames(folder: &Path) -> Vec<Frame> {
         let Some(number) = parse_segment_header(&bytes) else { continue };
         let mut offset = SEGMENT_HEADER_BYTES;
         while let Found::Record { kind, bytes, size } = find_record(&bytes[offset..], number, offset as u64) {
-            if kind == RecordKind::Frame
+            if kind == SegmentRecordKind::Frame
                 && let Ok(frame) = Frame::decode(bytes)
             {
                 frames.push(frame);

@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, RecordKind, SEGMENT_HEADER_BYTES, find_record};
+use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentRecordKind, find_record};
 
 use super::ages;
 use super::damage::{self, Damage};
@@ -221,7 +221,7 @@ fn whole(file: &File, number: u64) -> io::Result<Prefix> {
     let mut prefix = Prefix { end: SEGMENT_HEADER_BYTES as u64, frames: 0, is_damaged: false };
     loop {
         if let Some((kind, size)) = window.record(file, number, prefix.end)? {
-            prefix.frames += u64::from(kind == RecordKind::Frame);
+            prefix.frames += u64::from(kind == SegmentRecordKind::Frame);
             prefix.end += size as u64;
             continue;
         }
@@ -252,8 +252,8 @@ fn has_commit_after(file: &File, number: u64, at: u64) -> io::Result<bool> {
             continue;
         }
         match window.record(file, number, here)? {
-            Some((RecordKind::Index, _)) => return Ok(true),
-            Some((RecordKind::Snapshot, RECORD_HEADER_BYTES)) => return Ok(true),
+            Some((SegmentRecordKind::Index, _)) => return Ok(true),
+            Some((SegmentRecordKind::Snapshot, RECORD_HEADER_BYTES)) => return Ok(true),
             Some((_, size)) => here += size as u64,
             None => here += 8,
         }
@@ -270,7 +270,7 @@ struct Window {
 
 impl Window {
     /// The record at an offset, and its bytes with header and padding; `None` when it is not whole.
-    fn record(&mut self, file: &File, number: u64, at: u64) -> io::Result<Option<(RecordKind, usize)>> {
+    fn record(&mut self, file: &File, number: u64, at: u64) -> io::Result<Option<(SegmentRecordKind, usize)>> {
         let mut rest = self.at(file, at, RECORD_HEADER_BYTES)?;
         if find_record(rest, number, at) == Found::Torn {
             let length =
@@ -383,7 +383,7 @@ mod tests {
         for _ in 0..marks {
             offsets.push(bytes.len());
             let at = bytes.len() as u64;
-            append_record(&mut bytes, 7, at, RecordKind::Snapshot, &[]);
+            append_record(&mut bytes, 7, at, SegmentRecordKind::Snapshot, &[]);
         }
         bytes.resize(bytes.len() + 100_000, 0);
         (bytes, offsets)

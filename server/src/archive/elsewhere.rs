@@ -20,6 +20,11 @@ use tokio::time::Instant;
 /// How long after the start collectors may come back to a server: their longest back-off is 90 s, and names take time to change.
 pub const FIRST_CONTACT: Duration = Duration::from_secs(600);
 
+/// Name in status of the events elsewhere that the remote archive has.
+pub const IN_REMOTE: &str = "in_remote";
+/// Name in status of the events elsewhere that the remote archive lacks.
+pub const NOT_IN_REMOTE: &str = "not_in_remote";
+
 /// What is known of who has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ElsewhereKind {

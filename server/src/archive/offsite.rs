@@ -33,8 +33,9 @@ pub struct Backlog {
     pub oldest: Duration,
 }
 
+/// Closed segments that wait for their upload.
 #[derive(Default)]
-struct State {
+struct Uploads {
     waiting: BTreeMap<u64, Waiting>,
     /// Segment that the uploader has open; no deletion disturbs it.
     uploading: Option<u64>,
@@ -43,7 +44,7 @@ struct State {
 /// What the archive's thread and the uploader know of each other.
 pub struct Offsite {
     every: Duration,
-    state: Mutex<State>,
+    state: Mutex<Uploads>,
     changed: watch::Sender<()>,
 }
 
@@ -58,7 +59,7 @@ impl Offsite {
         self.every
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Uploads> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

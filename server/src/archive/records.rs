@@ -1,7 +1,7 @@
 //! Records that will be written one behind another, as pieces: a frame is not copied to stand between its header and its padding.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tapio_wire::segment::{RECORD_HEADER_BYTES, RecordKind, record_bytes, record_header};
+use tapio_wire::segment::{RECORD_HEADER_BYTES, SegmentRecordKind, record_bytes, record_header};
 
 /// Collects records for one vectored write without copying frames.
 #[derive(Default)]
@@ -41,14 +41,14 @@ impl Records {
     }
 
     /// Adds a record with a copy of its content.
-    pub fn push(&mut self, kind: RecordKind, content: &[u8]) {
+    pub fn push(&mut self, kind: SegmentRecordKind, content: &[u8]) {
         self.put_header(kind, content.len());
         self.small.put_slice(content);
         self.put_padding(content.len());
     }
 
     /// Adds a record whose content is not copied.
-    pub fn push_shared(&mut self, kind: RecordKind, content: Bytes) {
+    pub fn push_shared(&mut self, kind: SegmentRecordKind, content: Bytes) {
         let length = content.len();
         self.put_header(kind, length);
         self.pieces.push(self.small.split().freeze());
@@ -66,7 +66,7 @@ impl Records {
         std::mem::take(&mut self.pieces)
     }
 
-    fn put_header(&mut self, kind: RecordKind, length: usize) {
+    fn put_header(&mut self, kind: SegmentRecordKind, length: usize) {
         self.small.put_slice(&record_header(self.number, self.offset(), kind, length));
         self.bytes += record_bytes(length) as u64;
     }
@@ -91,12 +91,12 @@ mod tests {
             records.push_raw(&segment_header(number));
             for content in [&b""[..], b"a", b"12345678", b"123456789"] {
                 let at = expected.len() as u64;
-                append_record(&mut expected, number, at, RecordKind::Snapshot, content);
-                records.push(RecordKind::Snapshot, content);
+                append_record(&mut expected, number, at, SegmentRecordKind::Snapshot, content);
+                records.push(SegmentRecordKind::Snapshot, content);
                 let at = expected.len() as u64;
                 assert_eq!(records.offset(), at);
-                append_record(&mut expected, number, at, RecordKind::Frame, content);
-                records.push_shared(RecordKind::Frame, Bytes::from_static(content));
+                append_record(&mut expected, number, at, SegmentRecordKind::Frame, content);
+                records.push_shared(SegmentRecordKind::Frame, Bytes::from_static(content));
             }
             assert_eq!(records.bytes(), expected.len() as u64);
             let pieces = records.take_pieces();
@@ -110,7 +110,7 @@ mod tests {
         let frame = Bytes::from(vec![1; 100]);
         let mut records = Records::default();
         records.begin(1, 64);
-        records.push_shared(RecordKind::Frame, frame.clone());
+        records.push_shared(SegmentRecordKind::Frame, frame.clone());
         assert!(records.take_pieces().iter().any(|piece| piece.as_ptr() == frame.as_ptr()));
     }
 }

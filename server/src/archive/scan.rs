@@ -10,7 +10,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use tapio_wire::frame::Header;
-use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, RecordKind, SEGMENT_HEADER_BYTES, find_record, record_bytes};
+use tapio_wire::segment::{
+    Found, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentRecordKind, find_record, record_bytes,
+};
 
 use super::index;
 use super::snapshot::{self, Note};
@@ -66,16 +68,16 @@ enum Sound {
 }
 
 /// What a record's content is; `None` when it is not what its kind says.
-fn sound(kind: RecordKind, bytes: &[u8]) -> Option<Sound> {
+fn sound(kind: SegmentRecordKind, bytes: &[u8]) -> Option<Sound> {
     match kind {
-        RecordKind::Frame => Header::check(bytes).ok().map(|(header, _)| Sound::Frame(header)),
-        RecordKind::Snapshot => snapshot::decode(bytes).map(Sound::Note),
-        RecordKind::Index => index::is_sound(bytes).then_some(Sound::Note(Note::Index)),
+        SegmentRecordKind::Frame => Header::check(bytes).ok().map(|(header, _)| Sound::Frame(header)),
+        SegmentRecordKind::Snapshot => snapshot::decode(bytes).map(Sound::Note),
+        SegmentRecordKind::Index => index::is_sound(bytes).then_some(Sound::Note(Note::Index)),
     }
 }
 
 /// Whether a record's content is what its kind says, by its checksums.
-pub(super) fn is_sound(kind: RecordKind, bytes: &[u8]) -> bool {
+pub(super) fn is_sound(kind: SegmentRecordKind, bytes: &[u8]) -> bool {
     sound(kind, bytes).is_some()
 }
 
@@ -244,7 +246,7 @@ mod tests {
         let records = 2 * WINDOW_BYTES / record_bytes(content.len());
         for _ in 0..records {
             let at = bytes.len() as u64;
-            append_record(&mut bytes, 7, at, RecordKind::Snapshot, &content);
+            append_record(&mut bytes, 7, at, SegmentRecordKind::Snapshot, &content);
         }
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(&bytes).expect("written");

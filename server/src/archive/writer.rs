@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tapio_wire::program::backoff;
-use tapio_wire::segment::{RecordKind, record_bytes, segment_header};
+use tapio_wire::segment::{SegmentRecordKind, record_bytes, segment_header};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
@@ -256,7 +256,7 @@ impl<D: Disk> Running<D> {
             active.index.add(offset, append.bytes.len(), &append.header, append.summary.as_deref());
         }
         records.begin(active.number, active.offset);
-        records.push(RecordKind::Snapshot, &[]);
+        records.push(SegmentRecordKind::Snapshot, &[]);
         let mark = records.bytes();
         // The mark only helps a recovery. When it fails the next batch takes its place, and meets the same error.
         if write_all(&self.disk, &active.file, records.take_pieces(), active.offset).await.is_ok() {
@@ -325,7 +325,7 @@ impl<D: Disk> Running<D> {
         snapshot::encode_books(&lock_books(&writer.books), &mut content);
         self.records.begin(number, 0);
         self.records.push_raw(&segment_header(number));
-        self.records.push_shared(RecordKind::Snapshot, content.into());
+        self.records.push_shared(SegmentRecordKind::Snapshot, content.into());
         let first_offset = self.records.bytes();
         let mut capacity = first_offset + writer.segment_bytes;
         let new = new_segment_path(&self.writer.dir, number);
@@ -405,7 +405,7 @@ impl<D: Disk> Running<D> {
         let content = index.finish(active.number, active.offset);
         let records = &mut self.records;
         records.begin(active.number, active.offset);
-        records.push_shared(RecordKind::Index, content.into());
+        records.push_shared(SegmentRecordKind::Index, content.into());
         let length = records.bytes();
         let result = write_all(&self.disk, &active.file, records.take_pieces(), active.offset).await;
         match result {
@@ -474,10 +474,10 @@ fn build(records: &mut Records, batch: &[Queued], books: &Mutex<Books>) -> Vec<(
         if let Some(acknowledged) = &append.resumed {
             content.clear();
             snapshot::encode_resumed(header.node, header.epoch, acknowledged, &mut content);
-            records.push(RecordKind::Snapshot, &content);
+            records.push(SegmentRecordKind::Snapshot, &content);
         }
         placed.push((queued, records.offset()));
-        records.push_shared(RecordKind::Frame, append.bytes.clone());
+        records.push_shared(SegmentRecordKind::Frame, append.bytes.clone());
         if let Some(name) = &append.node_name
             && named != Some(header.node)
             && books.name(header.node) != Some(name)
@@ -485,7 +485,7 @@ fn build(records: &mut Records, batch: &[Queued], books: &Mutex<Books>) -> Vec<(
             named = Some(header.node);
             content.clear();
             snapshot::encode_name(header.node, name, &mut content);
-            records.push(RecordKind::Snapshot, &content);
+            records.push(SegmentRecordKind::Snapshot, &content);
         }
     }
     placed

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::batch::{Covered, Point};
+use crate::correlate::batch::{Covered, Point};
 use crate::correlate::{Generations, Interval, Intervals, Lost};
 
 /// Nodes remembered.

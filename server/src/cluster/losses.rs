@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::batch::Covered;
 use super::coverage::Coverage;
+use crate::correlate::batch::Covered;
 use crate::correlate::{Interval, LossView, Lost};
 
 /// Silence, by the log's clock, after which a server counts as silent.

@@ -9,7 +9,6 @@
 //!                             └── while the log is away: the same entries, at once ──┘
 //! ```
 
-mod batch;
 mod config;
 mod connections;
 mod coverage;
@@ -24,7 +23,6 @@ mod publisher;
 mod reader;
 mod running;
 
-pub use batch::{Batch, BatchError, Covered, Entry, Point, VERSION};
 pub use config::{ClusterSection, ClusterTls};
 pub(crate) use connections::Connections;
 pub use coverage::Coverage;

@@ -13,8 +13,8 @@ use foldhash::fast::RandomState;
 use tapio_wire::event::EntityId;
 use tokio::sync::Notify;
 
-use super::batch::{Covered, Entry, Point};
 use super::coverage::Coverage;
+use crate::correlate::batch::{Covered, Entry, Point};
 use crate::correlate::clue::{Clue, EvidenceId};
 use crate::correlate::{
     BusClosed, ClueBus, Dropped, EntityInfo, FrameBegun, Generations, NodeClock, NodeRef, is_global,

@@ -8,17 +8,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tapio_wire::program::clock::now_ns;
 use tokio::sync::watch;
 
-use super::batch::{Batch, Entry};
 use super::config::ClusterSection;
 use super::flight::{self, Flight, Landed, Sent};
 use super::link::Link;
 use super::log::{Log, MESSAGE_BYTES_MAX, Names};
 use super::outgoing::{ENTRIES_TOGETHER, Outgoing};
+use crate::correlate::batch::{Batch, Entry};
 use crate::correlate::clue::ClueDetail;
 use crate::correlate::{InProcessBus, LogUpdate, Message, is_global};
 
@@ -104,10 +105,6 @@ pub struct Publisher {
     /// What found no room before it came here.
     left_out: u64,
     needs_healing: bool,
-}
-
-fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64)
 }
 
 impl Publisher {
@@ -439,8 +436,8 @@ impl Publisher {
 
 #[cfg(test)]
 mod tests {
-    use super::super::batch::{Covered, Point};
     use super::*;
+    use crate::correlate::batch::{Covered, Point};
     use crate::correlate::{Dropped, NodeClock, NodeRef};
 
     #[test]

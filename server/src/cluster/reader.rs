@@ -12,11 +12,11 @@ use async_nats::jetstream::stream::{Info, Stream};
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use super::batch::Batch;
 use super::config::ClusterSection;
 use super::kept;
 use super::link::Link;
 use super::log::{self, Log};
+use crate::correlate::batch::Batch;
 use crate::correlate::{BusClosed, InProcessBus, LogUpdate, Message};
 
 const RETRY_MIN: Duration = Duration::from_millis(100);

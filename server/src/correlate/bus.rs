@@ -10,10 +10,10 @@ use rkyv::{Archive, Deserialize, Serialize};
 use tapio_wire::frame::Frame;
 use tapio_wire::service::Finding;
 
+use super::batch::Batch;
 use super::clue::Clue;
 use super::loss::Interval;
 use super::topology::{EntityInfo, NodeRef};
-use crate::cluster::Batch;
 
 /// The finder is gone, so nothing can be published any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

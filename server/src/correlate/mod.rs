@@ -10,6 +10,7 @@
 //!                                                              └───► queue ──► shard 1 ──┘
 //! ```
 
+pub mod batch;
 mod bus;
 pub mod clue;
 mod curve;

@@ -11,7 +11,8 @@ use super::from_log::FromLog;
 use super::pattern::PatternSet;
 use super::store::FindingStore;
 use super::worker::Worker;
-use crate::cluster::{Batch, ClusterLosses};
+use crate::cluster::ClusterLosses;
+use crate::correlate::batch::Batch;
 use crate::correlate::{BusClosed, InProcessBus, LogUpdate, LossView, Message, Topology};
 
 /// Messages of the log that may wait for the finder.

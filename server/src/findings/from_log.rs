@@ -11,7 +11,8 @@ use super::doubts::{self, Doubts};
 use super::growing::PAUSE_NS;
 use super::pattern::PatternSet;
 use super::worker::{Memory, Worker};
-use crate::cluster::{Batch, ClusterLosses, Entry};
+use crate::cluster::ClusterLosses;
+use crate::correlate::batch::{Batch, Entry};
 use crate::correlate::clue::{Clue, ClueDetail, EvidenceId};
 use crate::correlate::{EntityInfo, Generations, LogUpdate, Topology};
 
@@ -207,7 +208,7 @@ impl Worker {
         self.rename();
     }
 
-    /// Another set of servers is silent.
+    /// Looks again at all findings after another set of servers became silent.
     fn revisit_all(&mut self) {
         self.forget_doubts();
         self.revisit(|_| true);

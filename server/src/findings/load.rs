@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use tapio_wire::program::yaml::{self, Place, Placed};
+use tapio_wire::program::yaml::{self, Placed, TextPosition};
 
 use super::embedded::EMBEDDED;
 use super::field::{Field, FieldType};
@@ -27,7 +27,7 @@ const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 #[error("{file}{}: {reason}", shown(.place))]
 pub struct PatternError {
     pub file: String,
-    pub place: Place,
+    pub place: TextPosition,
     pub reason: String,
 }
 
@@ -41,8 +41,8 @@ pub struct OwnPattern {
 }
 
 /// `:4:11`; nothing for the file as a whole.
-fn shown(place: &Place) -> String {
-    if *place == Place::default() { String::new() } else { format!(":{place}") }
+fn shown(place: &TextPosition) -> String {
+    if *place == TextPosition::default() { String::new() } else { format!(":{place}") }
 }
 
 impl PatternSet {
@@ -85,7 +85,7 @@ impl PatternSet {
             let absorbs = patterns.get(id).into_iter().flat_map(|pattern| &pattern.absorbs);
             if let Some((unknown, _)) = absorbs.into_iter().find(|(absorbed, _)| !patterns.contains_key(absorbed)) {
                 let reason = format!("`absorbs` names {unknown}, and no pattern has that id");
-                return Err(PatternError { file: file.clone(), place: Place::default(), reason });
+                return Err(PatternError { file: file.clone(), place: TextPosition::default(), reason });
             }
         }
         let mut set = Self::assemble(patterns.into_values().collect())?;
@@ -112,7 +112,7 @@ impl PatternSet {
 fn read_directory(directory: &Path, files: &mut Vec<(String, String)>) -> Result<(), PatternError> {
     let fail = |path: &Path, reason: String| PatternError {
         file: path.display().to_string(),
-        place: Place::default(),
+        place: TextPosition::default(),
         reason,
     };
     let entries = std::fs::read_dir(directory)
@@ -140,8 +140,8 @@ fn read_directory(directory: &Path, files: &mut Vec<(String, String)>) -> Result
 }
 
 /// Checks one file. Also returns where its id is.
-fn parse(file: &str, text: &str) -> Result<(Pattern, Place), PatternError> {
-    let refuse = |place: Place, reason: String| PatternError { file: file.to_owned(), place, reason };
+fn parse(file: &str, text: &str) -> Result<(Pattern, TextPosition), PatternError> {
+    let refuse = |place: TextPosition, reason: String| PatternError { file: file.to_owned(), place, reason };
     let parsed: PatternFile = yaml::from_str(text).map_err(|error| refuse(error.place(), error.reason()))?;
     let place = parsed.id.place();
     let pattern = compile(parsed).map_err(|(place, reason)| refuse(place, reason))?;
@@ -149,7 +149,7 @@ fn parse(file: &str, text: &str) -> Result<(Pattern, Place), PatternError> {
 }
 
 /// What is wrong, and where.
-type Wrong = (Place, String);
+type Wrong = (TextPosition, String);
 
 /// Finds a step's field by name, or says why there is none.
 type Resolve<'a> = dyn Fn(&str, &str) -> Result<Resolved, String> + 'a;
@@ -159,7 +159,7 @@ fn is_id(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(is_allowed)
 }
 
-fn wrong<T>(place: Place, reason: impl Into<String>) -> Result<T, Wrong> {
+fn wrong<T>(place: TextPosition, reason: impl Into<String>) -> Result<T, Wrong> {
     Err((place, reason.into()))
 }
 

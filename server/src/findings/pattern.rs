@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::time::Duration;
 
 use super::field::{Field, Value};
-use tapio_wire::program::yaml::Place;
+use tapio_wire::program::yaml::TextPosition;
 
 use super::load::{OwnPattern, PatternError};
 use super::schema::{Scalar, Scope, Severity};
@@ -78,7 +78,7 @@ pub struct Condition {
     pub not: Vec<Scalar>,
     /// The text begins with one of these; none for any.
     pub starts: Vec<String>,
-    /// One of these is in it; none for any.
+    /// Words of which the value must contain one; none for any.
     pub contains: Vec<String>,
     pub range: std::ops::RangeInclusive<u64>,
     /// Whether a clue without the field passes: it does when only `not` is asked.
@@ -251,7 +251,7 @@ impl Pattern {
 #[derive(Debug, Default)]
 struct Rules {
     steps: StepMask,
-    /// Each with the steps that ask for it; what most ask for comes first.
+    /// Conditions with the steps that ask for them; the most common one comes first.
     asked: Vec<(Condition, StepMask)>,
 }
 
@@ -307,7 +307,7 @@ impl PatternSet {
             if number + pattern.steps.len() + pattern.ends.len() > STEPS_MAX {
                 return Err(PatternError {
                     file: format!("{}.yaml", pattern.id),
-                    place: Place::default(),
+                    place: TextPosition::default(),
                     reason: format!("all patterns together have more than {STEPS_MAX} steps"),
                 });
             }
@@ -381,7 +381,7 @@ impl PatternSet {
         mask.intersects(&self.anchors)
     }
 
-    /// Each of these steps, by the place of its pattern in the set and its own place in that; ends aside.
+    /// Lists these steps by the place of the pattern in the set and the step's place in the pattern, without ends.
     pub fn places(&self, mask: &StepMask) -> impl Iterator<Item = (usize, usize)> {
         let places = mask.numbers().filter_map(|number| self.by_step.get(number).copied());
         places.filter(|&(pattern, step)| step < self.patterns[pattern].steps.len())

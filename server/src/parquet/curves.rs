@@ -7,7 +7,7 @@ use tapio_wire::frame::Frame;
 
 use super::schema::CURVES;
 use super::table::{Partitions, Written};
-use super::{ExportError, Shared};
+use super::{ExportError, SegmentTables};
 use crate::archive::index::realtime_ns;
 
 const fn at(name: &str) -> usize {
@@ -25,7 +25,7 @@ impl Curves {
     }
 
     /// Takes in the curves of a frame.
-    pub fn frame(&mut self, shared: &mut Shared, frame: &Frame) -> Result<(), ExportError> {
+    pub fn frame(&mut self, shared: &mut SegmentTables, frame: &Frame) -> Result<(), ExportError> {
         let (header, body) = (frame.header(), frame.body());
         if header.lethal_events == 0 {
             return Ok(());
@@ -80,7 +80,7 @@ impl Curves {
     }
 
     /// Writes what waits, and ends the files.
-    pub fn finish(self, shared: &mut Shared) -> Result<Vec<Written>, ExportError> {
+    pub fn finish(self, shared: &mut SegmentTables) -> Result<Vec<Written>, ExportError> {
         self.partitions.finish(&shared.place, &shared.texts, &mut shared.encoder)
     }
 }

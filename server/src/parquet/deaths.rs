@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use foldhash::fast::RandomState;
 use tapio_wire::event::{ArchivedDetail, ArchivedExit, Role};
 use tapio_wire::frame::Frame;
+use tapio_wire::wait_status::{Ending, ending};
 
 use super::events::role;
 use super::schema::DEATHS;
 use super::table::{NONE, Partitions, Written};
-use super::{ExportError, Shared};
+use super::{ExportError, SegmentTables};
 use crate::archive::index::realtime_ns;
 use crate::findings::text::signal_name;
 
@@ -85,7 +86,7 @@ impl Deaths {
     }
 
     /// Takes in the events of a frame.
-    pub fn frame(&mut self, shared: &mut Shared, frame: &Frame) -> Result<(), ExportError> {
+    pub fn frame(&mut self, shared: &mut SegmentTables, frame: &Frame) -> Result<(), ExportError> {
         let (header, body) = (frame.header(), frame.body());
         if header.lethal_events == 0 {
             return Ok(());
@@ -154,7 +155,7 @@ impl Deaths {
     }
 
     /// Writes the deaths that wait, with what is known by now.
-    fn conclude(&mut self, shared: &mut Shared) -> Result<(), ExportError> {
+    fn conclude(&mut self, shared: &mut SegmentTables) -> Result<(), ExportError> {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.sort_by_key(|death| death.time_ns);
         for death in &waiting {
@@ -168,10 +169,10 @@ impl Deaths {
         Ok(())
     }
 
-    fn row(&mut self, shared: &mut Shared, hour: u64, death: &Death, cause: &Cause) -> Result<(), ExportError> {
-        let (code, signal) = match (death.status & 0x7f, death.status >> 8 & 0xff) {
-            (0, code) => (Some(code), None),
-            (signal, _) => (None, Some(signal)),
+    fn row(&mut self, shared: &mut SegmentTables, hour: u64, death: &Death, cause: &Cause) -> Result<(), ExportError> {
+        let (code, signal) = match ending(death.status) {
+            Ending::Exited(code) => (Some(code), None),
+            Ending::Killed(signal) => (None, Some(signal)),
         };
         let is_near = |time_ns: u64| time_ns.abs_diff(death.time_ns) <= CAUSE_NS;
         let oom = cause.oom.as_ref().filter(|oom| is_near(oom.time_ns) && signal == Some(SIGKILL));
@@ -237,7 +238,7 @@ impl Deaths {
     }
 
     /// Writes what waits, and ends the files.
-    pub fn finish(mut self, shared: &mut Shared) -> Result<Vec<Written>, ExportError> {
+    pub fn finish(mut self, shared: &mut SegmentTables) -> Result<Vec<Written>, ExportError> {
         self.conclude(shared)?;
         self.partitions.finish(&shared.place, &shared.texts, &mut shared.encoder)
     }

@@ -9,12 +9,13 @@ use std::net::Ipv6Addr;
 use foldhash::fast::RandomState;
 use tapio_wire::event::{ArchivedBody, ArchivedDetail, ArchivedEvent, FieldValue, KINDS, Kind, Role};
 use tapio_wire::frame::{Frame, Header};
+use tapio_wire::wait_status::{Ending, ending};
 
 use super::names::Known;
 use super::pages::ROWS_MAX;
 use super::schema::EVENTS;
 use super::table::{NONE, Partitions, Written};
-use super::{ExportError, Shared};
+use super::{ExportError, SegmentTables};
 use crate::archive::index::realtime_ns;
 use crate::render;
 
@@ -196,7 +197,7 @@ impl Events {
     }
 
     /// Takes in the events of a frame, whose descriptions are known.
-    pub fn frame(&mut self, shared: &mut Shared, frame: &Frame) -> Result<(), ExportError> {
+    pub fn frame(&mut self, shared: &mut SegmentTables, frame: &Frame) -> Result<(), ExportError> {
         let (header, body) = (frame.header(), frame.body());
         self.frames.push(FrameOf {
             node: shared.catalog.node_text(&mut shared.texts, header.node),
@@ -258,7 +259,7 @@ impl Events {
 
     fn fields(
         &mut self,
-        shared: &mut Shared,
+        shared: &mut SegmentTables,
         header: &Header,
         body: &ArchivedBody,
         event: &ArchivedEvent,
@@ -305,9 +306,9 @@ impl Events {
                     NONE => return,
                     word => (column, word.into()),
                 },
-                (Put::Status, FieldValue::Unsigned(status)) => match (status & 0x7f, status >> 8 & 0xff) {
-                    (0, code) => (EXIT_CODE, code),
-                    (signal, _) => (SIGNAL, signal),
+                (Put::Status, FieldValue::Unsigned(status)) => match ending(status as u32) {
+                    Ending::Exited(code) => (EXIT_CODE, code.into()),
+                    Ending::Killed(signal) => (SIGNAL, signal.into()),
                 },
                 (Put::IfEnded(column), FieldValue::Signed(value)) => match &event.body {
                     ArchivedDetail::ContainerState(state) if state.state == 3 => (column, value as u64),
@@ -326,7 +327,7 @@ impl Events {
     }
 
     /// Sorts the rows of an hour and writes them as a row group.
-    fn flush(&mut self, shared: &mut Shared, hour: u64) -> Result<(), ExportError> {
+    fn flush(&mut self, shared: &mut SegmentTables, hour: u64) -> Result<(), ExportError> {
         let Some(mut waiting) = self.waiting.remove(&hour) else { return Ok(()) };
         self.rows -= waiting.rows.len();
         // Frames come nearly in order, so this is a merge of few runs.
@@ -373,7 +374,7 @@ impl Events {
     }
 
     /// Writes what waits, and ends the files.
-    pub fn finish(mut self, shared: &mut Shared) -> Result<Vec<Written>, ExportError> {
+    pub fn finish(mut self, shared: &mut SegmentTables) -> Result<Vec<Written>, ExportError> {
         for hour in self.waiting.keys().copied().collect::<Vec<_>>() {
             self.flush(shared, hour)?;
         }
@@ -383,7 +384,7 @@ impl Events {
 
 /// The number of the text that a name, an entity or an address is.
 fn text(
-    shared: &mut Shared,
+    shared: &mut SegmentTables,
     names: &mut [u32],
     addresses: &mut HashMap<[u8; 16], u32, RandomState>,
     node: u64,

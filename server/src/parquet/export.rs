@@ -22,8 +22,8 @@ use super::ledger::Ledger;
 use super::names::Catalog;
 use super::pages::ChunkEncoder;
 use super::schema::{SCHEMA_VERSION, TABLES};
-use super::table::{Partitions, Place, Texts, Written};
-use super::{ExportError, Shared, findings};
+use super::table::{FileTarget, Partitions, Texts, Written};
+use super::{ExportError, SegmentTables, findings};
 use crate::archive::index::Index;
 use crate::archive::reader::SegmentFile;
 use crate::archive::scan::{Item, Scanner};
@@ -159,10 +159,10 @@ impl Exporter {
         Ok(files)
     }
 
-    fn shared(&self, name: &str, dir: &Path, catalog: Catalog) -> Result<Shared, ExportError> {
+    fn shared(&self, name: &str, dir: &Path, catalog: Catalog) -> Result<SegmentTables, ExportError> {
         let encoder = ChunkEncoder::new().map_err(|source| ExportError::Write { path: dir.to_owned(), source })?;
         let notes = [("tapio.server", self.server.as_str()), ("tapio.segment", name)];
-        let place = Place {
+        let place = FileTarget {
             dir: dir.to_owned(),
             cluster: self.cluster.clone(),
             name: name.to_owned(),
@@ -170,7 +170,7 @@ impl Exporter {
         };
         let mut texts = Texts::default();
         let segment = texts.number(name);
-        Ok(Shared { place, texts, catalog, encoder, segment })
+        Ok(SegmentTables { place, texts, catalog, encoder, segment })
     }
 }
 
@@ -183,7 +183,7 @@ struct Indexed {
 
 /// One segment on its way through.
 struct Pass {
-    shared: Shared,
+    shared: SegmentTables,
     events: Events,
     deaths: Deaths,
     curves: Curves,

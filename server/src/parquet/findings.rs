@@ -9,7 +9,7 @@ use tapio_wire::service::{EntityRef, Finding};
 
 use super::schema::FINDINGS;
 use super::table::{HOUR_NS, Partitions, Written};
-use super::{ExportError, Shared};
+use super::{ExportError, SegmentTables};
 
 const fn at(name: &str) -> usize {
     FINDINGS.column(name)
@@ -17,7 +17,7 @@ const fn at(name: &str) -> usize {
 
 /// Writes findings to files. Those of an hour are ended before the next: a store may have findings of any number of hours, and
 /// open files are bounded.
-pub(super) fn write(shared: &mut Shared, found: &[Arc<Finding>]) -> Result<Vec<Written>, ExportError> {
+pub(super) fn write(shared: &mut SegmentTables, found: &[Arc<Finding>]) -> Result<Vec<Written>, ExportError> {
     let mut sorted: Vec<&Finding> = found.iter().map(Arc::as_ref).collect();
     sorted.sort_by_key(|finding| finding.ended_ns / HOUR_NS);
     let mut files = Vec::new();
@@ -35,7 +35,7 @@ pub(super) fn write(shared: &mut Shared, found: &[Arc<Finding>]) -> Result<Vec<W
     Ok(files)
 }
 
-fn row(partitions: &mut Partitions, shared: &mut Shared, hour: u64, finding: &Finding) -> Result<(), ExportError> {
+fn row(rows: &mut Partitions, shared: &mut SegmentTables, hour: u64, finding: &Finding) -> Result<(), ExportError> {
     let nothing = EntityRef::default();
     let entity = finding.entity.as_ref().unwrap_or(&nothing);
     let death = finding.death.as_ref();
@@ -80,7 +80,7 @@ fn row(partitions: &mut Partitions, shared: &mut Shared, hour: u64, finding: &Fi
     .into_iter()
     .map(|(column, text)| (column, shared.texts.number(text)))
     .collect();
-    let batch = partitions.batch(&shared.place, hour)?;
+    let batch = rows.batch(&shared.place, hour)?;
     batch.row();
     texts.into_iter().for_each(|(column, text)| batch.text(column, text));
     let loss = finding.loss.as_ref();

@@ -6,7 +6,7 @@
 //!
 //! | account | what | by |
 //! |---|---|---|
-//! | `emitted` | events that the source brought forth | the collector |
+//! | `emitted` | events that the source produced | the collector |
 //! | `shipped` | events put into frames, up to the frame `seq` | the collector |
 //! | `dropped` | lost before a frame, by `stage` and `reason` | the collector; `killed` by the server |
 //! | `archived` | events in the frames `first_seq` to `seq` of this archive | the server |
@@ -22,7 +22,7 @@ use tapio_wire::ledger::{Reason, Stage};
 
 use super::schema::LEDGER;
 use super::table::{NONE, Partitions, Written};
-use super::{ExportError, Shared};
+use super::{ExportError, SegmentTables};
 use crate::archive::index::times_ns;
 use crate::archive::{Acknowledged, Books};
 
@@ -108,7 +108,7 @@ impl Ledger {
     /// two would see them as `unexplained`. So the look is taken before, and the next one follows a frame.
     pub fn resume(
         &mut self,
-        shared: &mut Shared,
+        shared: &mut SegmentTables,
         node: u64,
         epoch: u64,
         acknowledged: &Acknowledged,
@@ -135,7 +135,7 @@ impl Ledger {
     }
 
     /// Counts a frame. False when it was in this archive before.
-    pub fn frame(&mut self, shared: &mut Shared, header: &Header, bytes: &[u8]) -> Result<bool, ExportError> {
+    pub fn frame(&mut self, shared: &mut SegmentTables, header: &Header, bytes: &[u8]) -> Result<bool, ExportError> {
         let (first_ns, last_ns) = times_ns(header);
         self.begin_look(header.node);
         let look = self.looks.entry(header.node).or_default();
@@ -194,7 +194,7 @@ impl Ledger {
     }
 
     /// Writes what moved of a node since the last look.
-    fn write(&mut self, shared: &mut Shared, node: u64) -> Result<(), ExportError> {
+    fn write(&mut self, shared: &mut SegmentTables, node: u64) -> Result<(), ExportError> {
         let now = self.look(node);
         let Some(before) = self.looks.remove(&node) else { return Ok(()) };
         let until_ns = before.latest_ns;
@@ -211,8 +211,8 @@ impl Ledger {
                 Some(&(first, last)) if account.2 == "archived" => (Some(first), last),
                 _ => (None, seq),
             };
-            let is_told = account.2 == "unexplained" && self.has_damage;
-            if events != 0 && !is_told {
+            let is_counted = account.2 == "unexplained" && self.has_damage;
+            if events != 0 && !is_counted {
                 let of = Of { node, account, total, first_seq: first, seq };
                 self.row(shared, hour, (before.at_ns, until_ns), events, Some(of))?;
             }
@@ -223,7 +223,7 @@ impl Ledger {
 
     fn row(
         &mut self,
-        shared: &mut Shared,
+        shared: &mut SegmentTables,
         hour: u64,
         (from_ns, until_ns): (u64, u64),
         events: i64,
@@ -275,7 +275,7 @@ impl Ledger {
     /// that the segment's index states.
     pub fn finish(
         mut self,
-        shared: &mut Shared,
+        shared: &mut SegmentTables,
         damaged: u64,
         indexed: Option<(u64, u64)>,
     ) -> Result<Vec<Written>, ExportError> {

@@ -27,11 +27,11 @@ use std::path::PathBuf;
 
 pub use export::{Exported, Exporter, SegmentId};
 pub use schema::{SCHEMA_VERSION, TABLES};
-pub use table::{Kind, Table, Written, below};
+pub use table::{ColumnType, Table, Written, below};
 
 use names::Catalog;
 use pages::ChunkEncoder;
-use table::{Place, Texts};
+use table::{FileTarget, Texts};
 
 /// Why something could not be exported.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +45,8 @@ pub enum ExportError {
 }
 
 /// What the tables of one segment have in common.
-struct Shared {
-    place: Place,
+struct SegmentTables {
+    place: FileTarget,
     texts: Texts,
     catalog: Catalog,
     encoder: ChunkEncoder,

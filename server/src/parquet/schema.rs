@@ -1,6 +1,6 @@
 //! The tables' columns. A column keeps its name, its place and its meaning; new ones come last, and count the version up.
 
-use super::table::Kind::{Flag, Integer, Key, Moment, Number, Text};
+use super::table::ColumnType::{Flag, Integer, Key, Moment, Number, Text};
 use super::table::Table;
 
 /// The version of the columns below, in each file's footer.

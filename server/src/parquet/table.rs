@@ -28,7 +28,7 @@ pub const NONE: u32 = u32::MAX;
 
 /// What a column holds. Any of them may be empty in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ColumnType {
     Text,
     /// A text that people ask for by its value: row groups without it are left out.
     Key,
@@ -39,7 +39,7 @@ pub enum Kind {
     Flag,
 }
 
-impl Kind {
+impl ColumnType {
     /// Name in SQL.
     pub fn name(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ impl Kind {
 }
 
 /// A column's name and what it holds.
-pub type Column = (&'static str, Kind);
+pub type Column = (&'static str, ColumnType);
 
 /// A table.
 pub struct Table {
@@ -77,14 +77,14 @@ impl Table {
     fn schema(&self) -> Result<TypePtr, ParquetError> {
         let column = |&(name, kind): &Column| {
             let physical = match kind {
-                Kind::Text | Kind::Key => Physical::BYTE_ARRAY,
-                Kind::Integer | Kind::Moment => Physical::INT64,
-                Kind::Number => Physical::DOUBLE,
-                Kind::Flag => Physical::BOOLEAN,
+                ColumnType::Text | ColumnType::Key => Physical::BYTE_ARRAY,
+                ColumnType::Integer | ColumnType::Moment => Physical::INT64,
+                ColumnType::Number => Physical::DOUBLE,
+                ColumnType::Flag => Physical::BOOLEAN,
             };
             let logical = match kind {
-                Kind::Text | Kind::Key => Some(LogicalType::String),
-                Kind::Moment => Some(LogicalType::timestamp(true, TimeUnit::NANOS)),
+                ColumnType::Text | ColumnType::Key => Some(LogicalType::String),
+                ColumnType::Moment => Some(LogicalType::timestamp(true, TimeUnit::NANOS)),
                 _ => None,
             };
             let builder = Type::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL);
@@ -198,7 +198,7 @@ impl Batch {
 
 /// What the files of one source have in common.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct FileTarget {
     /// The folder that tables are below.
     pub dir: PathBuf,
     pub cluster: String,
@@ -250,7 +250,7 @@ impl Partitions {
     }
 
     /// The rows of an hour that wait. Its file is made when it is not there yet.
-    pub fn batch(&mut self, place: &Place, hour: u64) -> Result<&mut Batch, ExportError> {
+    pub fn batch(&mut self, place: &FileTarget, hour: u64) -> Result<&mut Batch, ExportError> {
         match self.open.entry(hour) {
             std::collections::btree_map::Entry::Occupied(open) => Ok(&mut open.into_mut().batch),
             std::collections::btree_map::Entry::Vacant(free) => {
@@ -285,7 +285,7 @@ impl Partitions {
             let (mut indexes, mut distinct) = (Vec::new(), Vec::new());
             let (integers, numbers, flags): (Vec<i64>, Vec<f64>, Vec<bool>);
             let values = match kind {
-                Kind::Text | Kind::Key => {
+                ColumnType::Text | ColumnType::Key => {
                     indexes.reserve(cells.values.len());
                     for &number in &cells.values {
                         let (turn, place) = &mut self.places[number as usize];
@@ -297,20 +297,20 @@ impl Partitions {
                     }
                     Values::Texts { indexes: &indexes, distinct: &distinct }
                 }
-                Kind::Integer | Kind::Moment => {
+                ColumnType::Integer | ColumnType::Moment => {
                     integers = cells.values.iter().map(|&value| value as i64).collect();
                     Values::Integers(&integers)
                 }
-                Kind::Number => {
+                ColumnType::Number => {
                     numbers = cells.values.iter().map(|&bits| f64::from_bits(bits)).collect();
                     Values::Numbers(&numbers)
                 }
-                Kind::Flag => {
+                ColumnType::Flag => {
                     flags = cells.values.iter().map(|&flag| flag != 0).collect();
                     Values::Flags(&flags)
                 }
             };
-            let (bytes, closed) = encoder.chunk(column, rows, &cells.rows, &values, kind == Kind::Key)?;
+            let (bytes, closed) = encoder.chunk(column, rows, &cells.rows, &values, kind == ColumnType::Key)?;
             group.append_column(&bytes, closed)?;
             cells.rows.clear();
             cells.values.clear();
@@ -324,7 +324,7 @@ impl Partitions {
     /// Writes what waits, and ends the files.
     pub fn finish(
         mut self,
-        place: &Place,
+        place: &FileTarget,
         texts: &Texts,
         encoder: &mut ChunkEncoder,
     ) -> Result<Vec<Written>, ExportError> {
@@ -344,7 +344,7 @@ impl Partitions {
     }
 }
 
-fn path(table: &str, place: &Place, hour: u64) -> String {
+fn path(table: &str, place: &FileTarget, hour: u64) -> String {
     let start = i64::try_from(hour.saturating_mul(3600)).ok().and_then(|second| Timestamp::from_second(second).ok());
     let date = start.unwrap_or(Timestamp::UNIX_EPOCH).strftime("date=%Y-%m-%d/hour=%H");
     format!("{table}/cluster={}/{date}/{}.parquet", place.cluster, place.name)
@@ -365,7 +365,13 @@ mod tests {
 
     const TABLE: Table = Table {
         name: "test",
-        columns: &[("a", Kind::Integer), ("b", Kind::Key), ("c", Kind::Flag), ("d", Kind::Number), ("e", Kind::Text)],
+        columns: &[
+            ("a", ColumnType::Integer),
+            ("b", ColumnType::Key),
+            ("c", ColumnType::Flag),
+            ("d", ColumnType::Number),
+            ("e", ColumnType::Text),
+        ],
     };
 
     type Row = (Option<i64>, Option<u8>, Option<bool>, Option<f64>, Option<u16>);
@@ -375,7 +381,7 @@ mod tests {
     }
 
     fn written(rows: &[Row], dir: &Path) -> PathBuf {
-        let place = Place { dir: dir.to_owned(), cluster: "c".into(), name: "n".into(), notes: Vec::new() };
+        let place = FileTarget { dir: dir.to_owned(), cluster: "c".into(), name: "n".into(), notes: Vec::new() };
         let (mut texts, mut encoder) = (Texts::default(), ChunkEncoder::new().expect("zstd"));
         let mut partitions = Partitions::new(&TABLE).expect("a schema");
         for &(a, b, c, d, e) in rows {

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use tapio_wire::service::{EntityRef, Finding, ListFindingsRequest, ListFindingsResponse};
 
 use super::TOKEN_BYTES_MAX;
+use crate::events::is_uid_of;
 use crate::findings::{FindingStore, Position};
 
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
-/// The least that distinguishes one pod from others.
-const UID_PREFIX_MIN: usize = 8;
 /// The severities of findings, the lowest first.
 pub const SEVERITIES: [&str; 5] = ["info", "low", "medium", "high", "critical"];
 
@@ -21,7 +20,7 @@ pub struct Page {
     pub next_page_token: String,
 }
 
-/// One page. Says what to do when the request makes no sense.
+/// Returns one page.
 pub fn list(store: &FindingStore, request: &ListFindingsRequest) -> Result<ListFindingsResponse, String> {
     let limit = match request.limit as usize {
         0 => PAGE_DEFAULT,
@@ -92,19 +91,6 @@ fn severity_rank(name: &str) -> Option<usize> {
     SEVERITIES.iter().position(|&known| known == name)
 }
 
-/// Whether `wanted` is this uid or the beginning of one: eight digits, as `kubectl` and cgroups show them.
-pub(crate) fn is_uid_of(wanted: &str, uid: &str) -> bool {
-    wanted == uid
-        || (wanted.len() >= UID_PREFIX_MIN && wanted.contains(|c: char| c.is_ascii_digit()) && is_hex(wanted) && {
-            let mut digits = uid.chars().filter(|&c| c != '-');
-            wanted.chars().filter(|&c| c != '-').all(|c| digits.next() == Some(c))
-        })
-}
-
-fn is_hex(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
-}
-
 /// Whether a finding's entity is what a request asks for. Names of containers and pods are `namespace/pod/container`, as far as
 /// Kubernetes reported them.
 fn is_about(entity: &EntityRef, request: &ListFindingsRequest) -> bool {
@@ -132,18 +118,6 @@ fn is_about(entity: &EntityRef, request: &ListFindingsRequest) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_uid_prefix_matches_with_or_without_dashes_names_exactly() {
-        let uid = "3e85c211-bc0b-4842-8977-13a03203c69d";
-        for wanted in [uid, "3e85c211", "3e85c211-bc0b", "3e85c211bc0b4842897713a03203c69d"] {
-            assert!(is_uid_of(wanted, uid), "{wanted}");
-        }
-        for wanted in ["", "3e85", "3e85c212", "eater-12", "3e85c211-bc0b-4842-8977-13a03203c69d0"] {
-            assert!(!is_uid_of(wanted, uid), "{wanted}");
-        }
-        assert!(!is_uid_of("deadbeef", ""), "a uid that is not known");
-    }
 
     #[test]
     fn a_finding_is_about_the_pod_that_kubernetes_reported() {

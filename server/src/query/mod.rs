@@ -27,7 +27,6 @@ use crate::events::Choice;
 use crate::findings::{FindingStore, LookupError, Position};
 
 pub use events::{EventSource, Refused};
-pub(crate) use list::is_uid_of;
 pub use list::{Page, SEVERITIES, list, page};
 pub use peers::Peers;
 

@@ -81,7 +81,7 @@ pub enum Service {
 
 /// A URL's parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RemoteUrl {
     pub service: Service,
     /// The bucket or container; empty for a folder.
     pub bucket: String,
@@ -89,7 +89,7 @@ pub struct Place {
     pub prefix: String,
 }
 
-impl Place {
+impl RemoteUrl {
     /// Reads a URL.
     ///
     /// # Errors
@@ -142,7 +142,7 @@ impl RemoteSection {
     /// # Errors
     /// The key that is wrong, and why.
     pub fn validate(&self, server_name: &str) -> Result<(), (&'static str, String)> {
-        let place = Place::parse(&self.url).map_err(|problem| ("archive.remote.url", problem))?;
+        let place = RemoteUrl::parse(&self.url).map_err(|problem| ("archive.remote.url", problem))?;
         for (key, name) in [("archive.remote.cluster", &self.cluster), ("archive.remote.server", &self.server)] {
             if let Some(name) = name.as_deref().filter(|name| !is_name(name)) {
                 return Err((key, format!("`{name}`: letters, digits, -, _ and . only, 128 at the most")));
@@ -235,8 +235,8 @@ mod tests {
             ("file:///var/backup/", Service::Folder, "", "var/backup"),
         ] {
             parse(&format!("url: {url}")).unwrap_or_else(|error| panic!("{url}: {error:?}"));
-            let place = Place { service, bucket: bucket.into(), prefix: prefix.into() };
-            assert_eq!(Place::parse(url), Ok(place));
+            let place = RemoteUrl { service, bucket: bucket.into(), prefix: prefix.into() };
+            assert_eq!(RemoteUrl::parse(url), Ok(place));
         }
         parse("{url: s3://bucket, endpoint: 'http://127.0.0.1:9000', allow_http: true}").expect("accepted");
     }

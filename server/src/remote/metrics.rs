@@ -3,10 +3,7 @@
 use prometheus::{Counter, IntCounter, IntGauge, Registry};
 use tapio_wire::service::ElsewhereCount;
 
-/// Name in status of the events elsewhere that the remote archive has, beside the kinds of `archive/elsewhere.rs`.
-pub const IN_REMOTE: &str = "in_remote";
-/// Name in status of the events elsewhere that the remote archive lacks.
-pub const NOT_IN_REMOTE: &str = "not_in_remote";
+use crate::archive::elsewhere::{IN_REMOTE, NOT_IN_REMOTE};
 
 /// Counters and gauges of uploads.
 #[derive(Clone, Debug)]

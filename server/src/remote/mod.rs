@@ -40,7 +40,7 @@ pub use fetch::{CACHE_BYTES_DEFAULT, Fetch, Fetched, View};
 pub use history::History;
 pub use listing::Label;
 pub use manifest::{Manifest, NodeCount};
-pub use metrics::{IN_REMOTE, NOT_IN_REMOTE, RemoteMetrics};
+pub use metrics::RemoteMetrics;
 pub use table_writer::TableWriter;
 pub use tables::{Mark, TableStore};
 pub use uploader::{Names, Uploader};

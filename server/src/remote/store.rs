@@ -16,7 +16,7 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, CredentialProvider, ObjectStore, RetryConfig};
 
 use super::RemoteError;
-use super::config::{Place, RemoteSection, Service};
+use super::config::{RemoteSection, RemoteUrl, Service};
 use super::connect::{Connector, Pace};
 
 /// Requests are repeated so often by the store itself; after that it is the caller's turn.
@@ -38,7 +38,7 @@ pub(super) struct Store {
 impl Store {
     /// Nobody is connected to.
     pub fn open(section: &RemoteSection) -> Result<Self, RemoteError> {
-        let place = Place::parse(&section.url).map_err(RemoteError::Url)?;
+        let place = RemoteUrl::parse(&section.url).map_err(RemoteError::Url)?;
         let pace = Arc::new(Pace::new(section.max_bytes_per_sec));
         let connector = Connector { ca: section.ca.clone(), pace: Arc::clone(&pace) };
         let failed = |source| RemoteError::Store { url: section.url.clone(), source };

@@ -8,9 +8,8 @@ use tapio_wire::service::{NodeStatus, StatusResponse};
 
 use super::layout::{Style, clean, table};
 use super::time::for_people;
-use crate::archive::elsewhere::ElsewhereKind;
+use crate::archive::elsewhere::{ElsewhereKind, IN_REMOTE, NOT_IN_REMOTE};
 use crate::findings::text;
-use crate::remote::{IN_REMOTE, NOT_IN_REMOTE};
 
 /// The status.
 pub fn status(style: Style, status: &StatusResponse) -> String {

@@ -7,7 +7,7 @@ use maud::html;
 use serde::Deserialize;
 use tapio_wire::service::Event;
 
-use super::frame::{self, Place};
+use super::frame::{self, PageHead};
 use super::{Failure, Page, Pages, or_nothing, parts};
 use crate::events::{Choice, NEWEST_MAX};
 use crate::render;
@@ -71,5 +71,5 @@ fn shown(event: &Event) -> frame::Html {
         h2 { "Record" }
         pre.record tabindex="0" { (record) }
     };
-    frame::page(Place { title: &event.id, at: "", follows: "" }, &main)
+    frame::page(PageHead { title: &event.id, at: "", follows: "" }, &main)
 }

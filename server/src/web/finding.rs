@@ -10,7 +10,7 @@ use tapio_wire::program::units::human_bytes;
 use tapio_wire::service::{Death, EntityRef, Event, Evidence, Finding, Limit, ListFindingsRequest};
 
 use super::curve::{self, Note};
-use super::frame::{self, Place};
+use super::frame::{self, PageHead};
 use super::timeline::{self, Band, Mark};
 use super::{Failure, Pages, commands, markdown, now_ns, or_nothing, parts};
 use crate::events::{self, Choice};
@@ -18,7 +18,7 @@ use crate::findings::{Certainty, LookupError, text};
 use crate::query::{self, why};
 use crate::render;
 
-/// Other findings that are listed.
+/// Maximum number of other findings that are listed.
 const OTHERS_MAX: usize = 8;
 /// Events that are read to find changes and gaps, and curves.
 const READ_MAX: u64 = 2_000;
@@ -55,7 +55,7 @@ pub async fn page(State(pages): State<Pages>, Path(name): Path<String>, headers:
         return markdown::response(&finding, &around, Certainty::of(&pages.patterns, &finding).as_ref());
     }
     let main = shown(&pages, &finding, &around);
-    let place = Place { title: &finding.title, at: "", follows: &finding.id };
+    let place = PageHead { title: &finding.title, at: "", follows: &finding.id };
     frame::page(place, &main).into_response()
 }
 

@@ -24,7 +24,7 @@ impl IntoResponse for Html {
 
 /// Where a page is in the navigation, and what makes it reload.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
+pub struct PageHead<'a> {
     /// What the browser's tab says.
     pub title: &'a str,
     /// The path of the link that is the current one.
@@ -34,7 +34,7 @@ pub struct Place<'a> {
 }
 
 /// A whole page.
-pub fn page(place: Place<'_>, main: &Markup) -> Html {
+pub fn page(place: PageHead<'_>, main: &Markup) -> Html {
     with_status(StatusCode::OK, place, main)
 }
 
@@ -45,11 +45,11 @@ pub fn message(status: StatusCode, title: &str, text: &str) -> Html {
         p { (text) }
         p { a href="/" { "All findings" } }
     };
-    with_status(status, Place { title, at: "", follows: "" }, &main)
+    with_status(status, PageHead { title, at: "", follows: "" }, &main)
 }
 
 /// Renders a page with another code than 200.
-pub fn with_status(status: StatusCode, place: Place<'_>, main: &Markup) -> Html {
+pub fn with_status(status: StatusCode, place: PageHead<'_>, main: &Markup) -> Html {
     let link = |path: &str, text: &str| {
         html! { a href=(path) aria-current=[(place.at == path).then_some("page")] { (text) } }
     };

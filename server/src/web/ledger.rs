@@ -5,7 +5,7 @@ use axum::http::HeaderMap;
 use maud::{Markup, html};
 use tapio_wire::service::StatusResponse;
 
-use super::frame::{self, Place};
+use super::frame::{self, PageHead};
 use super::{Page, Pages, now_ns, parts, unknown};
 use crate::render;
 
@@ -18,7 +18,7 @@ pub async fn page(State(pages): State<Pages>, headers: HeaderMap) -> Page {
         (unknown::notice(status.as_ref(), &pages.unheard(), now_ns()))
         @if let Some(status) = &status { (ledger(status)) }
     };
-    Ok(frame::page(Place { title: "Ledger", at: "/ledger", follows: "" }, &main))
+    Ok(frame::page(PageHead { title: "Ledger", at: "/ledger", follows: "" }, &main))
 }
 
 /// The table of a status.

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use maud::html;
 use serde::Deserialize;
 
-use super::frame::{self, Html, Place};
+use super::frame::{self, Html, PageHead};
 use crate::api;
 use crate::auth::{Auth, Purpose, Record, Shown};
 
@@ -95,7 +95,7 @@ fn login(status: StatusCode, message: &str, to: &str) -> Html {
             "address is this machine's own, as with " code { "kubectl port-forward" } "."
         }
     };
-    frame::with_status(status, Place { title: "Token", at: "", follows: "" }, &main)
+    frame::with_status(status, PageHead { title: "Token", at: "", follows: "" }, &main)
 }
 
 /// The form, for whoever was not let in.

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use tapio_wire::service::{Finding, ListFindingsRequest};
 
-use super::frame::{self, Place};
+use super::frame::{self, PageHead};
 use super::groups::{self, Group};
 use super::{Failure, Page, Pages, now_ns, or_nothing, parts, unknown};
 use crate::findings::text;
@@ -126,7 +126,7 @@ pub async fn page(State(pages): State<Pages>, asked: Result<Query<Asked>, QueryR
             (listed)
         }
     };
-    Ok(frame::page(Place { title: "Findings", at: "/", follows: "all" }, &main))
+    Ok(frame::page(PageHead { title: "Findings", at: "/", follows: "all" }, &main))
 }
 
 fn nothing(asked: &Asked) -> Markup {

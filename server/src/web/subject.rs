@@ -9,7 +9,7 @@ use serde_json::Value;
 use tapio_wire::program::units::human_bytes;
 use tapio_wire::service::{EntityRef, Event, Finding, ListFindingsRequest, NodeStatus, StatusResponse};
 
-use super::frame::{self, Place};
+use super::frame::{self, PageHead};
 use super::{Failure, Page, Pages, curve, ledger, now_ns, or_nothing, parts, unknown};
 use crate::events::{self, Choice};
 use crate::findings::text;
@@ -135,7 +135,7 @@ pub async fn workload(
             }
         }
     };
-    Ok(frame::page(Place { title: &title, at: "", follows: "all" }, &main))
+    Ok(frame::page(PageHead { title: &title, at: "", follows: "all" }, &main))
 }
 
 /// The page of a node.
@@ -163,7 +163,7 @@ pub async fn node(State(pages): State<Pages>, Path(name): Path<String>, headers:
             }))
         }
     };
-    Ok(frame::page(Place { title: &format!("Node {name}"), at: "", follows: "all" }, &main))
+    Ok(frame::page(PageHead { title: &format!("Node {name}"), at: "", follows: "all" }, &main))
 }
 
 /// A status of one node alone. Whether the ledger closes is asked of this node, too.

@@ -122,7 +122,7 @@ impl Scale {
 }
 
 /// A lane with something in it.
-struct Lane {
+struct TimelineRow {
     name: &'static str,
     top: f64,
     height: f64,
@@ -131,7 +131,7 @@ struct Lane {
 /// Where each mark is, and the lanes that have any.
 struct Layout {
     at: Vec<(f64, f64)>,
-    lanes: Vec<Lane>,
+    lanes: Vec<TimelineRow>,
     bottom: f64,
 }
 
@@ -162,7 +162,7 @@ fn layout(scale: &Scale, marks: &[Mark]) -> Layout {
             at[mark] = (x, top + LANE_PAD / 2.0 + ROW * (row as f64 + 0.5));
         }
         let height = LANE_PAD + ROW * rows.len() as f64;
-        lanes.push(Lane { name, top, height });
+        lanes.push(TimelineRow { name, top, height });
         top += height;
     }
     Layout { at, lanes, bottom: top }

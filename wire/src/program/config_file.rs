@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::units::exact_duration;
-use super::yaml::{self, Place, Places, YamlError};
+use super::yaml::{self, Places, TextPosition, YamlError};
 
 /// Bytes of a file at the most: one with every key and what it means has some ten thousand.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -117,10 +117,10 @@ fn read(path: &Path) -> io::Result<String> {
 /// A refused value with its line, where it or its section is written.
 fn placed(error: ConfigError, text: &str) -> ConfigError {
     let ConfigError::Invalid { path, key, problem } = error else { return error };
-    let place = yaml::from_str::<Places>(text).map_or(Place::default(), |places| places.of(key));
+    let place = yaml::from_str::<Places>(text).map_or(TextPosition::default(), |places| places.of(key));
     let problem = match place {
-        Place { line: 0, .. } => problem,
-        Place { line, column } => format!("{problem} at line {line} column {column}"),
+        TextPosition { line: 0, .. } => problem,
+        TextPosition { line, column } => format!("{problem} at line {line} column {column}"),
     };
     ConfigError::Invalid { path, key, problem }
 }

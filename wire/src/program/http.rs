@@ -107,7 +107,7 @@ where
 async fn attend<A, F, B>(
     stream: TcpStream,
     peer: SocketAddr,
-    place: Place,
+    place: ConnectionSlot,
     bounds: Bounds,
     answer: A,
     mut end: watch::Receiver<bool>,
@@ -202,7 +202,7 @@ impl Places {
     }
 
     /// A place for a new connection, or `None` where its address has too many that are being answered.
-    async fn enter(&self, peer: IpAddr, bounds: &Bounds) -> Option<Place> {
+    async fn enter(&self, peer: IpAddr, bounds: &Bounds) -> Option<ConnectionSlot> {
         loop {
             {
                 let mut table = self.lock();
@@ -213,7 +213,7 @@ impl Places {
                 if table.open.len() < bounds.connections_max || table.evict(None) {
                     let (id, evicted) = (table.tick(), Arc::new(Notify::new()));
                     table.open.insert(id, Open { peer, owes_since: Some(id), evicted: Arc::clone(&evicted) });
-                    return Some(Place { places: self.clone(), id, evicted });
+                    return Some(ConnectionSlot { places: self.clone(), id, evicted });
                 }
             }
             self.freed.notified().await;
@@ -222,13 +222,13 @@ impl Places {
 }
 
 /// The place of one connection, free again when this is dropped.
-struct Place {
+struct ConnectionSlot {
     places: Places,
     id: u64,
     evicted: Arc<Notify>,
 }
 
-impl Place {
+impl ConnectionSlot {
     fn begin_answer(&self) -> Answering {
         if let Some(open) = self.places.lock().open.get_mut(&self.id) {
             open.owes_since = None;
@@ -237,7 +237,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.places.lock().open.remove(&self.id);
         self.places.freed.notify_one();

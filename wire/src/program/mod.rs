@@ -6,6 +6,7 @@
 //! either half can be read without the other.
 
 pub mod backoff;
+pub mod clock;
 pub mod config_file;
 pub mod descriptors;
 pub mod dial;

@@ -14,18 +14,18 @@ use serde_saphyr::{Location, MessageFormatter, Options, Spanned, UserMessageForm
 
 /// Where something is written, from 1. The default is nowhere: what is said is about the file as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct TextPosition {
     pub line: u64,
     pub column: u64,
 }
 
-impl From<Location> for Place {
+impl From<Location> for TextPosition {
     fn from(location: Location) -> Self {
         Self { line: location.line(), column: location.column() }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for TextPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.line, self.column)
     }
@@ -37,7 +37,7 @@ pub struct Placed<T>(Spanned<T>);
 
 impl<T> Placed<T> {
     /// Where the value begins; for an alias, where the alias is.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> TextPosition {
         self.0.referenced.into()
     }
 
@@ -67,8 +67,8 @@ pub struct Places(BTreeMap<String, Placed<Places>>);
 
 impl Places {
     /// Where the value of a key with dots begins, or of the section nearest to it that is written.
-    pub fn of(&self, key: &str) -> Place {
-        let (mut section, mut place) = (self, Place::default());
+    pub fn of(&self, key: &str) -> TextPosition {
+        let (mut section, mut place) = (self, TextPosition::default());
         for name in key.split('.') {
             let Some(found) = section.0.get(name) else { break };
             section = found;
@@ -132,7 +132,7 @@ pub struct YamlError {
     /// Path with dots; empty at the root.
     path: String,
     reason: String,
-    place: Place,
+    place: TextPosition,
 }
 
 impl YamlError {
@@ -151,11 +151,11 @@ impl YamlError {
         };
         // What is quoted from the file reaches terminals and logs.
         let reason = reason.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
-        Self { path, reason, place: location.map(Place::from).unwrap_or_default() }
+        Self { path, reason, place: location.map(TextPosition::from).unwrap_or_default() }
     }
 
     /// Where the problem is.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> TextPosition {
         self.place
     }
 
@@ -169,7 +169,7 @@ impl fmt::Display for YamlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason())?;
         match self.place {
-            Place { line: 0, .. } => Ok(()),
+            TextPosition { line: 0, .. } => Ok(()),
             place => write!(f, " at line {} column {}", place.line, place.column),
         }
     }
@@ -338,7 +338,7 @@ mod tests {
     fn a_value_knows_its_place() {
         type Lists = BTreeMap<String, Placed<Vec<Placed<String>>>>;
         let lists: Lists = from_str("a: [x,\n  y]\nb:\n  - z\n").expect("accepted");
-        let place = |line, column| Place { line, column };
+        let place = |line, column| TextPosition { line, column };
         assert_eq!((lists["a"].place(), lists["b"].place()), (place(1, 4), place(4, 3)));
         assert_eq!((lists["a"][1].place(), lists["b"][0].place()), (place(2, 3), place(4, 5)));
         assert_eq!(*lists["a"][1], "y");
@@ -363,14 +363,14 @@ mod tests {
     fn keys_have_places_whatever_their_values_are() {
         let text = "a: 1\nb: {c: [x, {y: 1}], d: ~}\ne:\n  f: yes\n";
         let places: Places = from_str(text).expect("accepted");
-        let place = |line, column| Place { line, column };
+        let place = |line, column| TextPosition { line, column };
         for (key, at) in [
             ("a", place(1, 4)),
             ("b.c", place(2, 8)),
             ("b.d", place(2, 24)),
             ("b.missing.too", place(2, 4)),
             ("e.f", place(4, 6)),
-            ("missing", Place::default()),
+            ("missing", TextPosition::default()),
         ] {
             assert_eq!(places.of(key), at, "{key}");
         }

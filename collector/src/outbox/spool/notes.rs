@@ -13,7 +13,7 @@ use tapio_wire::compress::Compression;
 use tapio_wire::event::{Body, Lane};
 use tapio_wire::frame::{Encoder, Stamp};
 use tapio_wire::ledger::Ledger;
-use tapio_wire::segment::{RecordKind, SEGMENT_HEADER_BYTES, append_record, segment_header};
+use tapio_wire::segment::{SEGMENT_HEADER_BYTES, SegmentRecordKind, append_record, segment_header};
 
 use super::records::{Step, Whole, step};
 
@@ -31,7 +31,7 @@ pub(super) fn write(path: &Path, number: u64, frames: &[Bytes]) -> io::Result<u6
     let mut out = segment_header(number).to_vec();
     for frame in frames {
         let offset = out.len() as u64;
-        append_record(&mut out, number, offset, RecordKind::Frame, frame);
+        append_record(&mut out, number, offset, SegmentRecordKind::Frame, frame);
     }
     let unfinished = path.with_extension(UNFINISHED);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;

@@ -33,7 +33,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use tapio_wire::event::EntityKind;
-use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, RecordKind, find_record};
+use tapio_wire::segment::{Found, RECORD_HEADER_BYTES, SegmentRecordKind, find_record};
 
 pub use bloom::{key, may_hold};
 pub use builder::IndexBuilder;
@@ -135,7 +135,7 @@ impl Index {
         let mut record = vec![0; length as usize];
         file.read_exact_at(&mut record, offset)?;
         match find_record(&record, number, offset) {
-            Found::Record { kind: RecordKind::Index, bytes, .. } => Ok(Self::decode(bytes, number)),
+            Found::Record { kind: SegmentRecordKind::Index, bytes, .. } => Ok(Self::decode(bytes, number)),
             _ => Ok(None),
         }
     }

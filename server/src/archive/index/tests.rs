@@ -94,10 +94,10 @@ fn the_index_is_found_by_the_end_of_its_file() {
     let mut builder = IndexBuilder::default();
     let bytes = frame(1, 7, true);
     let at = segment.len() as u64;
-    append_record(&mut segment, 4, at, RecordKind::Frame, &bytes);
+    append_record(&mut segment, 4, at, SegmentRecordKind::Frame, &bytes);
     add(&mut builder, at, &bytes);
     let at = segment.len() as u64;
-    append_record(&mut segment, 4, at, RecordKind::Index, &builder.finish(4, at));
+    append_record(&mut segment, 4, at, SegmentRecordKind::Index, &builder.finish(4, at));
     let mut file = tempfile::tempfile().expect("a temporary file");
     file.write_all(&segment).expect("written");
     let index = Index::read(&file, 4).expect("readable").expect("an index");

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::correlate::clue::Clue;
-use crate::correlate::{Dropped, EntityInfo, Interval, NodeClock, NodeRef};
+use super::clue::Clue;
+use super::{Dropped, EntityInfo, Interval, NodeClock, NodeRef};
 
 /// Changes with everything that changes the layout of an entry: `a_message_of_this_version_is_read_for_ever` fails otherwise.
 pub const VERSION: u8 = 1;
