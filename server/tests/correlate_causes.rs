@@ -87,7 +87,7 @@ fn a_probe_kill_is_certain_only_where_kubelet_says_so() {
 }
 
 #[test]
-fn a_deletion_that_is_heard_of_late_is_no_probe_kill() {
+fn a_deletion_heard_of_late_is_no_probe_kill() {
     let mut node = Node::new("n1");
     let web = web(&mut node);
     let pod = node.kube_pod("Deployment/web", "shop/web-0");
@@ -108,7 +108,7 @@ fn stops_with_an_error(node: &mut Node, entity: EntityId, pid: u32, asked: u64, 
 }
 
 #[test]
-fn old_pods_that_stop_with_an_error_are_no_bad_release() {
+fn old_pods_stopped_with_an_error_are_no_bad_release() {
     let mut node = Node::new("n1");
     node.rollout(90 * SECOND, "Deployment/web", "shop", Some("shop/web:1"));
     for replica in 0..3u32 {
@@ -147,7 +147,7 @@ fn crashes_of_the_release_before_are_not_the_new_ones() {
 }
 
 #[test]
-fn a_child_that_dies_while_its_container_stops_is_not_why() {
+fn a_child_that_dies_during_a_stop_is_no_cause() {
     for kills in [false, true] {
         let mut node = Node::new("n1");
         let web = node.container("web", "web");
@@ -170,7 +170,7 @@ fn a_child_that_dies_while_its_container_stops_is_not_why() {
 }
 
 #[test]
-fn a_crash_loop_does_not_count_what_was_stopped_or_is_explained() {
+fn a_crash_loop_counts_no_stopped_or_explained_deaths() {
     for is_stopped in [true, false] {
         let mut node = Node::new("n1");
         let web = web(&mut node);
@@ -222,7 +222,7 @@ fn a_sigsys_that_somebody_sends_is_no_seccomp_filter() {
 
 /// What is found when kubelet's words come at every possible moment: by id, pattern and count.
 #[test]
-fn a_group_of_probe_kills_does_not_depend_on_the_order() {
+fn a_group_of_probe_kills_ignores_the_order() {
     // The node sees both deaths; the first was a probe's kill, the second the pod's deletion.
     let mut kernel = Node::new("n1");
     let web = web(&mut kernel);

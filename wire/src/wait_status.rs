@@ -3,9 +3,9 @@
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It exited with this code.
+    /// The process exited with this code.
     Exited(u32),
-    /// This signal killed it.
+    /// This signal killed the process.
     Killed(u32),
 }
 

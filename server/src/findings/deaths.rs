@@ -31,7 +31,7 @@ pub struct SeriesKey {
 
 /// What a pattern's explanation of a death is part of.
 pub enum Explanation {
-    /// It stands by itself.
+    /// The death stands by itself.
     Alone,
     /// Deaths of one workload that the pattern explains alike are one finding.
     Alike { workload: u64 },

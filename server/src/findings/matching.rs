@@ -201,7 +201,7 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// The same, with another clue in the place of the anchor.
+    /// Whether a step agrees with another clue in the place of the anchor.
     fn agrees_beside(&self, step: &Step, noted: &Noted, anchor: &Noted) -> bool {
         step.same.iter().all(|same| match self.bound[same.other] {
             _ if same.other == self.pattern.anchor => is_same(same, &noted.clue, &anchor.clue),

@@ -193,8 +193,7 @@ impl Pattern {
         &self.steps[self.anchor]
     }
 
-    /// How far from a clue the anchors are whose explanation it may change, if the clue is this step. Steps come in the wrong
-    /// order by `disorder_ns` at the most. `None` where the step is the anchor.
+    /// How far a clue that is this step may be from the anchors that it affects; `None` where the step is the anchor.
     pub fn reach_of(&self, index: usize, disorder_ns: u64) -> Option<Reach> {
         let step = self.steps.get(index)?;
         // Steps follow one another, but for their slack and, where nodes differ, their clocks: a step before the anchor can
@@ -291,8 +290,7 @@ pub struct PatternSet {
     anchors: StepMask,
     /// The steps of each scope, in the order of [`Scope::ALL`].
     by_scope: [StepMask; Scope::ALL.len()],
-    /// The pattern of each step and the step's place in it, `usize::MAX` of an end; by the step's number, which rises with the
-    /// patterns.
+    /// Pattern of each step and the step's place in it (`usize::MAX` of an end), by the step's number.
     by_step: Vec<(usize, usize)>,
 }
 

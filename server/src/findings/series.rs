@@ -109,7 +109,7 @@ pub struct Series {
     pub priority: u32,
     window_ns: u64,
     counts_several: bool,
-    /// By time.
+    /// Anchors by time.
     anchors: Vec<Anchor>,
     evicted: Option<Evicted>,
     pub published: Vec<Published>,
@@ -134,7 +134,7 @@ impl Series {
         self.anchors.is_empty() && self.published.is_empty()
     }
 
-    /// Its anchors, by time.
+    /// Returns the anchors, by time.
     pub fn anchors(&self) -> &[Anchor] {
         &self.anchors
     }
