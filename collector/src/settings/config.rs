@@ -87,13 +87,12 @@ pub struct CollectorSection {
     /// How often the fill of the kernel's table of connections is looked at; 0 for never.
     #[serde(deserialize_with = "units::duration")]
     pub conntrack_interval: Duration,
-    /// How often each container is sampled for the curve of its use and for what is wrong with it while it lives, where
-    /// `evidence` is on. A trouble begins and ends after six samples; curves reach 180 samples back. 0
-    /// for never.
+    /// How often each living container is sampled for curves and troubles, where `evidence` is on; 0 for never. Troubles begin
+    /// and end after six samples; curves reach 180 samples back.
     #[serde(deserialize_with = "units::duration")]
     pub watch_interval: Duration,
-    /// How many of its last lines are read of a container that died otherwise than with code 0, at most 50; 0 for none. They may hold
-    /// what is secret: what is recognised as such is taken out, as from arguments.
+    /// Number of last lines read of a container that did not end with code 0, at most 50; 0 for none. Recognised secrets are
+    /// removed, as from arguments.
     pub log_lines: usize,
     /// Kubelet's folder of logs, as the collector sees it.
     pub log_dir: PathBuf,
