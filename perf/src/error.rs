@@ -36,7 +36,7 @@ pub enum Error {
     /// Faults need the rights to make cgroups and to kill.
     #[error("faults are made in cgroups and pid namespaces of this host: run tapio-perf inject as root")]
     NotRoot,
-    /// There is no unified hierarchy.
+    /// The host has no unified hierarchy.
     #[error("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup (or /sys/fs/cgroup/unified)")]
     NoCgroupV2,
     /// Memory cannot be limited.

@@ -17,7 +17,7 @@ impl ContainerName {
         Self { pod_uid: pod_uid(random), container_id: container_id(random) }
     }
 
-    /// Another container of the same pod.
+    /// Names another container of the same pod.
     pub fn sibling(&self, random: &mut Random) -> Self {
         Self { pod_uid: self.pod_uid.clone(), container_id: container_id(random) }
     }

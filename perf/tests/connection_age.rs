@@ -2,17 +2,11 @@
 
 use std::time::Duration;
 
-use crate::lab::FedNode;
+use crate::lab::{FedNode, metric};
 use tapio_perf::clock::wait_for;
-use tapio_perf::processes::{Server, ServerOptions, http};
+use tapio_perf::processes::{Server, ServerOptions};
 
 const LIMIT: Duration = Duration::from_secs(20);
-
-fn metric(port: u16, name: &str) -> f64 {
-    let (_, text) = http::get(port, "/metrics").expect("it answers");
-    let series = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-    series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-}
 
 #[test]
 fn a_collector_moves_and_packs_as_the_server_asks() {

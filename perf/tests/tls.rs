@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::lab::FedNode;
+use crate::lab::{FedNode, metric};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tapio_perf::clock::wait_for;
 use tapio_perf::processes::{Collector, CollectorOptions, Server, ServerOptions, http};
@@ -70,12 +70,6 @@ fn collector_options(server: &Server, authority: &Authority, token: &Path) -> Co
         ),
         ..CollectorOptions::default()
     }
-}
-
-fn metric(port: u16, name: &str) -> f64 {
-    let (_, text) = http::get(port, "/metrics").expect("it answers");
-    let sum = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-    sum.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 fn wait_for_metric(what: &str, port: u16, name: &str, wanted: impl Fn(f64) -> bool) {

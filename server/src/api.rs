@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
@@ -20,6 +20,7 @@ use axum::routing::{any, get};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tapio_wire::program::clock::now_ns;
 use tapio_wire::service::ListFindingsRequest;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -173,7 +174,7 @@ impl From<Refused> for Failure {
 }
 
 fn moment(text: Option<&str>) -> Result<Option<u64>, Failure> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+    let now = now_ns();
     text.map(|text| render::parse_since(text, now)).transpose().map_err(Failure::usage)
 }
 

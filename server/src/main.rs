@@ -80,7 +80,7 @@ enum Command {
     },
 }
 
-/// Between two looks at whether every thread still runs.
+/// Time between two checks that every thread still runs.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the rest may take to end after a part has failed.
 const BROKEN_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -23,7 +23,7 @@ use crate::connection::Connection;
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After which time one may be given up for another.
+/// Time after which a handshake may be closed in favour of another.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(1);
 /// Handshakes under way at a time.
 const HANDSHAKES_MAX: usize = 256;

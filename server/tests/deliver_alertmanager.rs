@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use prometheus::Registry;
 use serde_json::Value;
@@ -12,6 +12,7 @@ use tapio_server::deliver::{
     Alertmanager, AlertmanagerSection, DeliverMetrics, DeliverSection, Deliverer, MarksAt, Source,
 };
 use tapio_server::findings::FindingStore;
+use tapio_wire::program::clock::now_ns;
 use tapio_wire::service::{EntityRef, Finding};
 
 use crate::cluster_support::{installed, until};
@@ -99,7 +100,7 @@ impl Drop for Alerts {
 }
 
 fn finding(id: &str, pod: &str, ongoing: bool) -> Finding {
-    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+    let now_ns = now_ns();
     let entity = EntityRef { namespace: "shop".into(), pod: pod.into(), ..EntityRef::default() };
     Finding {
         id: id.into(),

@@ -10,7 +10,7 @@ const SOFT: u64 = 256;
 const STREAMS: usize = 400;
 const LIMIT: Duration = Duration::from_secs(30);
 
-use crate::whole_server::{Stream, hello, sum};
+use crate::whole_server::{Stream, free_port, hello, sum};
 
 struct Started {
     child: Child,
@@ -24,10 +24,6 @@ impl Drop for Started {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
 fn get(port: u16, path: &str) -> Option<String> {

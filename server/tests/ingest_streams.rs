@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::archive_support::*;
-use crate::ingest_support::{Client, Recorder, Running, blamed_for, start};
-use crate::whole_server::hello;
+use crate::ingest_support::{Recorder, Running, blamed_for, start};
+use crate::whole_server::{Stream, hello};
 use prometheus::Registry;
 use tapio_server::archive::{QUEUE_BYTES_MAX, lock_books};
 use tapio_server::ingest::{CREDIT_BYTES, CREDIT_BYTES_MIN, IngestMetrics, IngestService};
@@ -95,7 +95,7 @@ async fn a_half_closed_stream_is_acknowledged_to_its_end() {
     for _ in 0..20 {
         client.frame(frames.next()).await;
     }
-    let Client { requests, mut responses } = client;
+    let Stream { requests, mut responses } = client;
     drop(requests);
     let mut last = 0;
     while let Some(response) = responses.message().await.unwrap() {
@@ -274,7 +274,7 @@ async fn an_epoch_goes_on_behind_what_another_server_acknowledged() {
     let mut client = server.connect().await;
     let acked_events = vec![70];
     client.hello(Hello { acked_seq: 7, acked_events, ..hello("node-1", 1) }).await;
-    assert_eq!(client.welcome().await.durable_seq, 7);
+    assert_eq!(client.welcome().await.expect("welcome").durable_seq, 7);
     for _ in 0..3 {
         client.frame(frames.next()).await;
     }
@@ -302,7 +302,7 @@ async fn a_claim_of_the_highest_sequence_harms_nobody_else() {
     let server = start().await;
     let mut client = server.connect().await;
     client.hello(Hello { acked_seq: u64::MAX, acked_events: vec![u64::MAX; 100], ..hello("node-1", 1) }).await;
-    client.welcome().await;
+    client.welcome().await.expect("welcome");
     client.frame(Frames::new("node-1", 1).next()).await;
     client.acknowledged(u64::MAX).await;
     assert_eq!(server.metrics.duplicates(), 1);

@@ -4,20 +4,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::archive_support::*;
-use crate::whole_server::hello;
-use bytes::Bytes;
+use crate::whole_server::{Stream, hello};
 use prometheus::Registry;
 use tapio_server::archive::{Archive, lock_books};
 use tapio_server::ingest::{FrameSink, IngestMetrics, IngestService, settings};
 use tapio_wire::frame::Frame;
 use tapio_wire::limits::REFUSED_FRAME_KEY;
+use tapio_wire::service::Welcome;
 use tapio_wire::service::ingest_client::IngestClient;
-use tapio_wire::service::{Ack, Hello, ShipRequest, ShipResponse, Welcome, ship_request, ship_response};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::{Status, Streaming};
 
 #[derive(Default)]
 pub struct Recorder {
@@ -61,81 +60,25 @@ pub async fn start() -> Running {
     Running { disk, archive, service, recorder, metrics, address, dir }
 }
 
-pub struct Client {
-    pub requests: mpsc::Sender<ShipRequest>,
-    pub responses: Streaming<ShipResponse>,
-}
-
 impl Running {
-    pub async fn connect(&self) -> Client {
+    pub async fn connect(&self) -> Stream {
         let endpoint = format!("http://{}", self.address);
         let mut client = IngestClient::connect(endpoint).await.unwrap();
         let (requests, receiver) = mpsc::channel(64);
         let responses = client.ship(ReceiverStream::new(receiver)).await.unwrap();
-        Client { requests, responses: responses.into_inner() }
+        Stream { requests, responses: responses.into_inner() }
     }
 
     /// A stream that has been welcomed.
-    pub async fn stream(&self, name: &str, epoch: u64) -> (Client, Welcome) {
+    pub async fn stream(&self, name: &str, epoch: u64) -> (Stream, Welcome) {
         let mut client = self.connect().await;
         client.hello(hello(name, epoch)).await;
-        let welcome = client.welcome().await;
+        let welcome = client.welcome().await.expect("welcome");
         (client, welcome)
     }
 
     pub fn durable(&self, frames: &Frames) -> u64 {
         lock_books(self.archive.books()).durable_seq(frames.node(), frames.epoch)
-    }
-}
-
-impl Client {
-    pub async fn hello(&self, hello: Hello) {
-        self.send(ship_request::Kind::Hello(hello)).await;
-    }
-
-    pub async fn frame(&self, bytes: impl Into<Bytes>) {
-        self.send(ship_request::Kind::Frame(bytes.into())).await;
-    }
-
-    pub async fn send(&self, kind: ship_request::Kind) {
-        // A stream that was refused meanwhile shows in its responses.
-        let _ = self.requests.send(ShipRequest { kind: Some(kind) }).await;
-    }
-
-    pub async fn response(&mut self) -> Result<ship_response::Kind, Status> {
-        match tokio::time::timeout(PATIENCE, self.responses.message()).await {
-            Ok(Ok(Some(response))) => Ok(response.kind.expect("a kind")),
-            Ok(Ok(None)) => Err(Status::ok("the stream ended")),
-            Ok(Err(status)) => Err(status),
-            Err(_) => panic!("no response within {PATIENCE:?}"),
-        }
-    }
-
-    pub async fn welcome(&mut self) -> Welcome {
-        match self.response().await {
-            Ok(ship_response::Kind::Welcome(welcome)) => welcome,
-            other => panic!("no welcome but {other:?}"),
-        }
-    }
-
-    /// Reads acknowledgements until one reaches `seq`.
-    pub async fn acknowledged(&mut self, seq: u64) -> Ack {
-        loop {
-            match self.response().await {
-                Ok(ship_response::Kind::Ack(ack)) if ack.durable_seq >= seq => return ack,
-                Ok(_) => {}
-                Err(status) => panic!("no acknowledgement but {status}"),
-            }
-        }
-    }
-
-    /// Reads until the server ends the stream.
-    pub async fn end(mut self) -> Status {
-        loop {
-            if let Err(status) = self.response().await {
-                return status;
-            }
-        }
     }
 }
 

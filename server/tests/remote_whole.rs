@@ -1,22 +1,17 @@
 //! Whole servers with a remote archive: one is killed under load, its volume is wiped, and another one takes its place.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::archive_support::{Frames, wait_until};
 use crate::remote_support::*;
-use crate::whole_server::{Stream, get, hello, sum};
+use crate::whole_server::{Stream, free_port, get, hello, sum};
 use serde_json::Value;
 use tonic::transport::Endpoint;
 
 const NODE: &str = "node-1";
 const EVENTS_A_FRAME: u64 = 20;
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port()
-}
 
 /// A server in a process of its own.
 struct Process {

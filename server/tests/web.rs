@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL};
 use crate::whole_server::{LIMIT, Stream, Whole, hello};
@@ -13,6 +13,7 @@ use tapio_server::auth::{Auth, AuthSection};
 use tapio_server::findings::{FindingStore, PatternSet};
 use tapio_server::query::EventSource;
 use tapio_server::web::{self, LateStatus, Pages};
+use tapio_wire::program::clock::now_ns;
 use tapio_wire::service::{Death, EntityRef, Finding};
 
 /// Bytes of a page at the most.
@@ -76,10 +77,6 @@ fn get(address: SocketAddr, path: &str) -> Answer {
 pub fn links(page: &str, start: &str) -> BTreeSet<String> {
     let found = page.split("href=\"").skip(1).filter_map(|rest| rest.split('"').next());
     found.filter(|link| link.starts_with(start)).map(|link| link.replace("&amp;", "&")).collect()
-}
-
-fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64
 }
 
 /// A node that booted 1000 s ago.

@@ -55,7 +55,7 @@ numbered! {
         Decode = 1 => "decode",
         /// A filter of the configuration.
         Filter = 2 => "filter",
-        /// Between a source and its frame.
+        /// The event was lost between a source and its frame.
         Queue = 3 => "queue",
         /// The frames that wait for an acknowledgement.
         Outbox = 4 => "outbox",
@@ -67,7 +67,7 @@ numbered! {
 numbered! {
     /// Why it was lost.
     Reason, REASONS {
-        /// There was no room.
+        /// The ring, queue or table was full.
         Full = 0 => "full",
         /// The record broke the layout; at stage `outbox`: its frame was damaged, refused for good, or lost by the
         /// spool.
@@ -88,7 +88,7 @@ numbered! {
 /// Cumulative counters of one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// Events the source brought forth, those it could not deliver included.
+    /// Events that the source produced, including undelivered ones.
     pub emitted: u64,
     /// Events put into frames up to this one.
     pub shipped: u64,

@@ -17,12 +17,12 @@ pub struct SourceBooks {
 }
 
 impl SourceBooks {
-    /// States how many events the source has brought forth so far. Release: pairs with the Acquire in [`Books::snapshot`].
+    /// States how many events the source has produced so far. Release: pairs with the Acquire in [`Books::snapshot`].
     pub fn set_emitted(&self, count: u64) {
         self.emitted.store(count, Ordering::Release);
     }
 
-    /// Counts events that the source brought forth.
+    /// Counts events that the source produced.
     pub fn add_emitted(&self, count: u64) {
         self.emitted.fetch_add(count, Ordering::AcqRel);
     }

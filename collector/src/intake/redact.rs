@@ -42,7 +42,7 @@ impl Default for Redactor {
 }
 
 impl Redactor {
-    /// One that knows these names besides those that are always secret.
+    /// Makes a redactor that knows these names besides those that are always secret.
     pub fn new(names: &[String]) -> Self {
         let names = SECRET.iter().copied().chain(names.iter().map(String::as_str));
         Self { patterns: names.map(normal).collect() }

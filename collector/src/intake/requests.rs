@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tapio_wire::event::{Detail, EntityId, Event, Role};
+use tapio_wire::wait_status::{Ending, ending};
 
 use crate::base::metrics::{Metrics, raise};
 use crate::intake::identity::Identity;
@@ -126,11 +127,11 @@ impl Evidence {
             Detail::Exit(exit) => self.with_log && exit.status != 0 && exit.role == Role::First as u8,
             _ => false,
         };
-        let is_log_only = matches!(&event.body, Detail::Exit(exit) if exit.status & 0x7f == 0);
+        let is_log_only = matches!(&event.body, Detail::Exit(exit) if matches!(ending(exit.status), Ending::Exited(_)));
         let (sender_pid, sender_entity) = match &event.body {
             Detail::Exit(_) if is_end => (0, 0),
             Detail::Oom(_) | Detail::SignalDelivered { .. } => (0, 0),
-            Detail::Exit(exit) if exit.status & 0x7f != 0 => (0, 0),
+            Detail::Exit(exit) if matches!(ending(exit.status), Ending::Killed(_)) => (0, 0),
             Detail::Signal(signal) if signal.from_kernel && signal.signal == SIGBUS => (0, 0),
             Detail::Signal(signal) if !signal.from_kernel && signal.sender_pid != event.pid && signal.result == 0 => {
                 (signal.sender_pid, signal.sender_entity)
@@ -144,7 +145,7 @@ impl Evidence {
         let is_bus_error = match &event.body {
             Detail::Signal(signal) => signal.signal == SIGBUS,
             Detail::SignalDelivered { signal, .. } => *signal == SIGBUS,
-            Detail::Exit(exit) => exit.status & 0x7f == SIGBUS,
+            Detail::Exit(exit) => ending(exit.status) == Ending::Killed(SIGBUS),
             _ => false,
         };
         let path = identity.path(cgroup_id).unwrap_or_default();

@@ -63,7 +63,7 @@ pub struct EndedEpoch {
     pub last_seq: u64,
     /// The events in them.
     pub events: u64,
-    /// Between which moments they were stamped, `CLOCK_BOOTTIME`.
+    /// Start and end of their stamps, `CLOCK_BOOTTIME`.
     pub from_ns: u64,
     pub until_ns: u64,
 }

@@ -108,7 +108,7 @@ pub struct NodeDescription {
 }
 
 impl NodeDescription {
-    /// Not described yet. `generation` counts the streams.
+    /// Makes a node that is not described yet. `generation` counts the streams.
     pub fn new(name: String, generation: Arc<AtomicU64>) -> Self {
         Self { name, generation, described: None }
     }

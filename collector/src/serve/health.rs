@@ -59,7 +59,7 @@ struct Budget {
     /// Thousandths of a core; 0 for no limit.
     limit_milli: u64,
     used_milli: u64,
-    /// Without the probes' time in the kernel where it cannot be measured.
+    /// True if it includes the probes' time in the kernel, which cannot be measured everywhere.
     includes_probes: bool,
     keeps_one_bulk_event_in: u32,
 }

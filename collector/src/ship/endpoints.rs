@@ -135,7 +135,7 @@ fn score(node: u64, address: SocketAddr) -> u64 {
     [(ip >> 64) as u64, ip as u64, u64::from(address.port())].iter().fold(mix(node), |hash, word| mix(hash ^ word))
 }
 
-/// One number of splitmix64.
+/// Returns the next number of splitmix64.
 fn mix(value: u64) -> u64 {
     tapio_wire::mix(value.wrapping_add(tapio_wire::MIX_STEP))
 }

@@ -63,7 +63,7 @@ const HANDED_MAX: usize = 16;
 enum Ended {
     /// The epoch's last frame is acknowledged.
     Done,
-    /// Another server is preferred and has answered, or this one asks for a new stream.
+    /// The stream moves: another server is preferred and has answered, or this one asks for a new stream.
     Moving,
     /// The epoch ended meanwhile: the next one wants a stream of its own.
     NextEpoch,

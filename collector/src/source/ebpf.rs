@@ -79,7 +79,7 @@ pub struct EbpfSource {
 /// What a pass over the rings has brought.
 struct Found {
     records: usize,
-    /// There was no room for all of it.
+    /// True if there was no space for all of it.
     has_more: bool,
 }
 
@@ -346,7 +346,7 @@ impl EbpfSource {
         books.drop_events(Stage::Filter, Reason::Excluded, newly_excluded);
     }
 
-    /// There is no room for what the ring holds. The packer makes some in a moment; the ring, which is readable all the time,
+    /// Waits for space for what the ring holds. The packer makes some in a moment; the ring, which is readable all the time,
     /// cannot know when.
     fn wait_for_room(&self) {
         std::thread::sleep(self.nap.shortest());

@@ -3,7 +3,7 @@
 //! What enters: connections, each with a ring (see `tapio_ringbuf::handover`), and the rings' records. What leaves:
 //! batches. What must hold: a peer is hostile until proven otherwise. It must run as root or as this process's user.
 //! Its ring is checked before it is mapped, and rings are bounded in number and size. A ring that breaks its layout is
-//! let go while the others go on. What a ring's peer says of its own losses is believed, since it concerns nobody else.
+//! detached, and the others continue. A peer's report of its own losses is trusted: it concerns that peer only.
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;
@@ -32,7 +32,7 @@ const FIRST_PEER_TOKEN: u64 = 2;
 const LINGER: Duration = Duration::from_millis(1);
 /// How long peers that go on writing are listened to after the end was asked for.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
-/// Rings of this epoch that are remembered after they were let go.
+/// Maximum number of this epoch's rings that are remembered after they were detached.
 const KNOWN_RINGS_MAX: usize = 4096;
 
 /// Why the source cannot run.
@@ -75,7 +75,7 @@ struct Peer {
 /// What a pass over the rings has brought.
 struct Found {
     records: usize,
-    /// There was no room for all of it.
+    /// True if there was no space for all of it.
     has_more: bool,
 }
 

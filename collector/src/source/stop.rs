@@ -11,7 +11,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Not set yet.
+    /// Makes a signal that is not set yet.
     ///
     /// # Errors
     /// When no eventfd can be had.

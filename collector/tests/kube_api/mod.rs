@@ -221,7 +221,7 @@ impl Rig {
         self.context.generation.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Only counts from now on.
+    /// Switches to counting only.
     pub fn count_only(&mut self) {
         self.keeps_text = false;
     }

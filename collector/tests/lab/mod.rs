@@ -1,4 +1,4 @@
-//! What the live tests share: a real systemd, probes, cgroups, and the events that sources bring forth.
+//! What the live tests share: a real systemd, probes, cgroups, and the events that sources produce.
 
 #![allow(dead_code, reason = "every test program uses its part of this module")]
 
@@ -186,7 +186,7 @@ impl Lab {
         })
     }
 
-    /// Whether what a source brought forth is what arrived here, once it has ended.
+    /// Whether what arrived here is what a source produced, once it has ended.
     pub fn assert_books_close(&mut self, source: Source) {
         self.drain();
         let arrived = self.seen.iter().filter(|seen| seen.event.source == source).count() as u64;

@@ -20,6 +20,7 @@ use clap::ValueEnum;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde::Serialize;
+use tapio_wire::wait_status::{Ending, ending};
 use tempfile::TempDir;
 
 use self::cgroup::Hierarchies;
@@ -245,13 +246,13 @@ impl Injector {
     }
 }
 
-/// Status as of `wait(2)`: exit code in bits 8 to 15, signal in bits 0 to 6.
+/// Notes the time and the cause of a death.
 fn record_death(step: Step, injection: &mut Injection) {
     if let Step::Died { status, time_ns } | Step::ChildDied { status, time_ns } = step {
         injection.died_ns = time_ns;
-        match status & 0x7f {
-            0 => injection.exit_code = Some(status >> 8 & 0xff),
-            signal => injection.signal = Some(signal),
+        match ending(status.cast_unsigned()) {
+            Ending::Exited(code) => injection.exit_code = Some(code.cast_signed()),
+            Ending::Killed(signal) => injection.signal = Some(signal.cast_signed()),
         }
     }
 }

@@ -81,7 +81,7 @@ impl Node {
         Ok((node, RingHandle { name, memfd, eventfd }))
     }
 
-    /// Events brought forth, dropped ones included.
+    /// Events produced, dropped ones included.
     pub fn emitted(&self) -> u64 {
         self.writer.emitted()
     }

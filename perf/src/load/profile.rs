@@ -38,7 +38,7 @@ enum Choice {
     ShortContainer,
 }
 
-/// Weights of 10,000 events; those that bring forth two events stand for twice their weight. At 40,000 events a second on a
+/// Weights of 10,000 events; those that produce two events stand for twice their weight. At 40,000 events a second on a
 /// node this ends some 20 processes a second, as on a node in the middle of a rollout.
 const MIXED: [(Choice, u32); 10] = [
     (Choice::One(RecordKind::Tcp), 5500),

@@ -50,7 +50,7 @@ pub struct LoadReport {
     pub clues_per_second: Option<f64>,
     /// Events that were due in the run.
     pub events_offered: u64,
-    /// Events that were brought forth, those that found no room included.
+    /// Events produced, including those that found no space.
     pub events_emitted: u64,
     pub events_archived: u64,
     pub events_correlated: u64,

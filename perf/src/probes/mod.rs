@@ -54,7 +54,7 @@ pub struct ProbesOptions {
     pub slice: Duration,
     /// Where files are made: on a disk, for block I/O and reclaim.
     pub directory: PathBuf,
-    /// Only programs whose names contain one of these; all when empty.
+    /// Names of which a measured program's name contains one; all when empty.
     pub only: Vec<String>,
 }
 

@@ -50,7 +50,7 @@ pub struct CollectorOptions {
     /// Runs it in a pid namespace and with its own procfs, as on a node that is a container itself. It ends by SIGKILL
     /// only.
     pub own_pid_namespace: bool,
-    /// Where it sees the node's `/proc`, when not at its place.
+    /// Path of the node's `/proc`, if it is not at its place.
     pub host_proc: Option<PathBuf>,
 }
 
@@ -76,7 +76,7 @@ pub struct LatencyReport {
     /// Latencies from the sending of a frame to its acknowledgement: pairs of microseconds and number of frames.
     pub frame_to_ack_us: Vec<(u64, u64)>,
     pub frames: u64,
-    /// Before compression.
+    /// Bytes before compression.
     pub bytes_raw: u64,
     /// Bytes as they travelled.
     pub bytes_wire: u64,

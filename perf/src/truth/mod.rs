@@ -38,7 +38,7 @@ const WINDOW: Duration = Duration::from_secs(35);
 /// What is run.
 #[derive(Clone, Debug, Default)]
 pub struct TruthOptions {
-    /// Only scenarios whose names contain one of these; all of them when there is none.
+    /// Names of which a scenario's name contains one; all when empty.
     pub only: Vec<String>,
     /// Where the programs are; beside this executable when not given.
     pub bin_dir: Option<PathBuf>,

@@ -145,7 +145,7 @@ pub enum Outcome {
     Right,
     /// Something, and not as certain.
     Possible,
-    /// Not at all.
+    /// Not explained at all.
     Silent,
     /// Explained with certainty as something else.
     Wrong,

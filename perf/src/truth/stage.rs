@@ -89,7 +89,7 @@ impl Stage {
         ContainerName::random(&mut self.random)
     }
 
-    /// Another container of the same pod.
+    /// Names another container of the same pod.
     pub fn sibling(&mut self, name: &ContainerName) -> ContainerName {
         name.sibling(&mut self.random)
     }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tapio_perf::clock::wait_for;
 use tapio_perf::load::generator::{Generator, Node, Pace, Publication, RingHandle};
 use tapio_perf::load::ledger::NodeLedger;
-use tapio_perf::processes::{Collector, CollectorOptions, Process, Server};
+use tapio_perf::processes::{Collector, CollectorOptions, Process, Server, http};
 
 pub const PERF: &str = env!("CARGO_BIN_EXE_tapio-perf");
 /// Data bytes of a test's ring.
@@ -34,6 +34,13 @@ pub fn alone() -> Alone {
 /// A place beside others, for a test that mostly waits.
 pub fn beside() -> Beside {
     TURN.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The sum of a metric's series, of the program that serves this port.
+pub fn metric(port: u16, name: &str) -> f64 {
+    let (_, text) = http::get(port, "/metrics").expect("it answers");
+    let series = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+    series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 /// What not every machine has.

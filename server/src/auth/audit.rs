@@ -15,8 +15,8 @@ use super::Purpose;
 /// Lines of one subject at once, and a second after that.
 const BURST: u32 = 50;
 const PER_SECOND: f64 = 5.0;
-/// Bytes of a caller's words in a line.
-const TEXT_BYTES_MAX: usize = 200;
+/// Characters of a caller's words in a line.
+const TEXT_CHARS_MAX: usize = 200;
 
 /// One call.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +100,7 @@ impl Audit {
 }
 
 fn shortened(text: &str) -> &str {
-    text.char_indices().nth(TEXT_BYTES_MAX).map_or(text, |(end, _)| &text[..end])
+    text.char_indices().nth(TEXT_CHARS_MAX).map_or(text, |(end, _)| &text[..end])
 }
 
 #[cfg(test)]
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_a_caller_says_is_cut() {
-        assert_eq!(shortened(&"ä".repeat(500)).chars().count(), TEXT_BYTES_MAX);
+        assert_eq!(shortened(&"ä".repeat(500)).chars().count(), TEXT_CHARS_MAX);
         assert_eq!(shortened("short"), "short");
     }
 }

@@ -56,7 +56,7 @@ impl Default for Timing {
 }
 
 /// Nanoseconds by a clock that nobody sets and that goes on while the machine sleeps.
-fn now_ns() -> u64 {
+fn boottime_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32).as_nanos() as u64
 }
@@ -70,7 +70,7 @@ fn nanos(duration: Duration) -> u64 {
 #[derive(Clone, Debug)]
 pub struct Term {
     number: u64,
-    /// End of the term by [`now_ns`]; renewals move it.
+    /// End of the term by [`boottime_ns`]; renewals move it.
     until_ns: Arc<AtomicU64>,
 }
 
@@ -92,7 +92,7 @@ impl Term {
     /// How long it leads, unless it renews its lease; zero when the term is over.
     pub fn left(&self) -> Duration {
         // Relaxed: it guards nothing but itself.
-        Duration::from_nanos(self.until_ns.load(Ordering::Relaxed).saturating_sub(now_ns()))
+        Duration::from_nanos(self.until_ns.load(Ordering::Relaxed).saturating_sub(boottime_ns()))
     }
 
     fn extend(&self, until_ns: u64) {
@@ -343,7 +343,7 @@ impl Election {
         // It stays there meanwhile: the server may end at any moment.
         let Some(held) = &self.held else { return Ok(()) };
         let lease = Lease { renewal: held.lease.renewal + 1, ..held.lease.clone() };
-        let (known, sent_ns) = (held.revision, now_ns());
+        let (known, sent_ns) = (held.revision, boottime_ns());
         let revision = match write(bucket, &lease, known).await? {
             Written::At(revision) => {
                 // A term that lapsed during the write stays over: its users have seen that already.
@@ -373,7 +373,7 @@ impl Election {
     async fn stand(&mut self, bucket: &Store) -> Result<(), LogError> {
         let created_ns = bucket.stream.get_info().await.map_err(failed)?.created.unix_timestamp_nanos();
         let entry = read(bucket).await?;
-        let answered_ns = now_ns();
+        let answered_ns = boottime_ns();
         let lease = entry.as_ref().and_then(|(_, value)| decode(value));
         self.term_max = self.term_max.max(lease.as_ref().map_or(0, |lease| lease.term));
         let revision = entry.as_ref().map_or(0, |(revision, _)| *revision);
@@ -398,7 +398,7 @@ impl Election {
             renewal: 0,
             is_released: false,
         };
-        let sent_ns = now_ns();
+        let sent_ns = boottime_ns();
         if let Written::At(revision) = write(bucket, &lease, revision).await? {
             let term = Term::new(lease.term, self.until_ns(sent_ns));
             self.term_max = lease.term;
@@ -454,12 +454,12 @@ mod tests {
 
     #[test]
     fn a_term_ends_for_all_holders_by_time_or_release() {
-        let term = Term::new(3, now_ns() + nanos(Duration::from_secs(3600)));
+        let term = Term::new(3, boottime_ns() + nanos(Duration::from_secs(3600)));
         let other = term.clone();
         assert!(term.is_valid_now() && other.left() > Duration::from_secs(3500));
         other.end();
         assert!(!term.is_valid_now() && term.left().is_zero());
-        term.extend(now_ns());
+        term.extend(boottime_ns());
         assert!(!other.is_valid_now());
     }
 

@@ -15,11 +15,11 @@ mod verify;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use tapio_wire::complain;
+use tapio_wire::program::clock::now_ns;
 use tapio_wire::program::output;
 
 use crate::archive::copy::CopyError;
@@ -168,6 +168,6 @@ fn progress(bytes: u64) -> ProgressBar {
 }
 
 fn moment(text: Option<&str>) -> Result<Option<u64>, CommandError> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+    let now = now_ns();
     text.map(|text| render::parse_since(text, now)).transpose().map_err(CommandError::Usage)
 }

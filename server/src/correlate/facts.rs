@@ -56,12 +56,9 @@ impl Fields<'_> {
     }
 
     fn word(&mut self, name: &'static str, text: &str) {
-        let mut end = text.len().min(TEXT_BYTES_MAX);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        if end > 0 {
-            self.list.push((name.into(), FactValue::Text(Arc::from(&text[..end]))));
+        let text = &text[..text.floor_char_boundary(TEXT_BYTES_MAX)];
+        if !text.is_empty() {
+            self.list.push((name.into(), FactValue::Text(Arc::from(text))));
         }
     }
 

@@ -86,7 +86,7 @@ struct Standing {
     delivered_at: u64,
 }
 
-/// One sink's.
+/// Figures of one sink.
 pub(super) struct Figures {
     sink: &'static str,
     pub delivered: IntCounter,

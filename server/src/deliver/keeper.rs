@@ -28,7 +28,7 @@ use crate::cluster::{
 use crate::findings::FindingStore;
 use crate::vitals::{Pulse, Sign};
 
-/// Between two attempts while NATS is away.
+/// Shortest pause between two attempts while NATS is away.
 const BACK_OFF_MIN: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether this server leads still, while nothing is found.

@@ -163,7 +163,7 @@ fn pod(entity: &EntityRef) -> Option<Value> {
     (!entity.pod.is_empty()).then_some(object)
 }
 
-/// Without its uid, which is not known: `kubectl events --for` shows it.
+/// Refers to a workload without its uid, which is not known: `kubectl events --for` shows it.
 fn workload(entity: &EntityRef) -> Option<Value> {
     let (kind, name) = entity.workload.split_once('/')?;
     let version = match kind {

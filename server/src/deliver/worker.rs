@@ -16,7 +16,7 @@ use super::queue::{Queue, UNANSWERED_MAX, Waiting};
 use super::{Delivery, Sink, SinkError, Source};
 use crate::cluster::Term;
 
-/// Between two attempts of a sink that is away, or whose marks cannot be written.
+/// Shortest pause between two attempts of a sink that is away, or whose marks cannot be written.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether this server leads still, while nothing else happens.
@@ -227,7 +227,7 @@ impl<M: Marks> Worker<M> {
         term.is_valid_now()
     }
 
-    /// Until something is published, or due.
+    /// Waits until something is published, or due.
     async fn rest(&self, changes: &mut Changes, standing: &mut Standing, due: Option<Instant>) {
         let look_at = Instant::now() + LOOK_INTERVAL;
         tokio::select! {
@@ -280,7 +280,7 @@ impl<M: Marks> Worker<M> {
         }
     }
 
-    /// One attempt.
+    /// Makes one attempt.
     async fn deliver(
         &mut self,
         term: &Term,

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+
+use tapio_wire::program::clock::now_ns;
 
 use super::clue_store::Noted;
 use super::matching::Match;
@@ -87,7 +88,7 @@ impl Worker {
     pub(super) fn now_ns(&self) -> u64 {
         match &self.log {
             Some(_) => self.log_ns,
-            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64),
+            None => now_ns(),
         }
     }
 

@@ -235,7 +235,7 @@ struct Writer {
     paths: [PathBuf; 2],
     file: Option<File>,
     metrics: JournalMetrics,
-    /// Before it nothing more is written.
+    /// Time before which nothing more is written.
     pause_until: Instant,
     /// What is on the disk lacks changes: the store is to be rewritten.
     is_behind: bool,

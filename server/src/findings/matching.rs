@@ -28,7 +28,7 @@ pub struct Match {
 pub enum Outcome {
     Found(Match),
     NotFound,
-    /// There was more to look at than a search may.
+    /// The search exceeded its limit.
     Exhausted,
 }
 

@@ -1,4 +1,4 @@
-//! Entities with clues that a Service may explain which nobody has told of yet.
+//! Entities with clues that a not yet reported Service may explain.
 //!
 //! What enters: what a clue would be joined by, and whose it is; what is known by now. What leaves: the entities to look at again.
 //! What must hold: bounded. An entity that is left out for want of room only stays as it was.

@@ -90,7 +90,7 @@ pub(super) struct Worker {
     /// The histories of the clue that is dealt with; its memory is used again.
     keys: Vec<HistoryKey>,
     pub metrics: FinderMetrics,
-    /// Where it is driven by the log.
+    /// State of a finder that follows the log.
     pub log: Option<FromLog>,
 }
 
@@ -98,7 +98,7 @@ pub(super) struct Worker {
 type Surroundings = [Option<Keys>; Scope::ALL.len()];
 
 impl Worker {
-    /// One that knows nothing yet. It is driven by the log where `log` is given.
+    /// Makes a worker that knows nothing yet. It follows the log where `log` is given.
     pub(super) fn new(
         config: &FinderConfig,
         patterns: Arc<PatternSet>,

@@ -8,7 +8,7 @@ use tapio_wire::service::{EntityRef, Event, Finding};
 
 /// How long after a finding's end events are searched.
 pub const AFTER_NS: u64 = 60 * 1_000_000_000;
-/// Without a finding: how far back.
+/// How far back events are searched without a finding.
 pub const LOOK_BACK_NS: u64 = 3600 * 1_000_000_000;
 /// How far back its state is looked for, and what changed before a finding, or before now.
 pub const STATE_BACK_NS: u64 = 24 * 3600 * 1_000_000_000;

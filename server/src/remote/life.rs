@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use ring::rand::{SecureRandom, SystemRandom};
+use tapio_wire::program::clock::now_ns;
 
 use super::names;
 
@@ -26,7 +26,7 @@ pub fn of(dir: &Path) -> io::Result<String> {
 pub fn renew(dir: &Path) -> io::Result<String> {
     let mut random = [0; 4];
     SystemRandom::new().fill(&mut random).map_err(|_| io::Error::other("the system has no random numbers"))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+    let now = now_ns();
     let life = names::life(now, u32::from_le_bytes(random));
     let new = dir.join(format!("{FILE}.new"));
     let mut file = File::create(&new)?;

@@ -39,7 +39,7 @@ const PART_BYTES: u64 = 8 << 20;
 const PIECE_BYTES: u64 = 128 << 10;
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Between attempts while the server ends.
+/// Pause between attempts while the server ends.
 const PAUSE_ENDING: Duration = Duration::from_millis(500);
 /// How often the gauges are set while nothing happens.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

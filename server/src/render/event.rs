@@ -10,6 +10,7 @@ use serde_json::Value;
 use tapio_wire::event::{ArchivedBody, ArchivedCurve, ArchivedDetail, ArchivedEvent, FieldValue, Kind};
 use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::Event;
+use tapio_wire::wait_status::{Ending, ending};
 
 use super::layout::{Style, clean};
 use super::time::for_people;
@@ -73,9 +74,9 @@ fn signal(number: u32) -> Fields {
 }
 
 fn status(status: u32) -> Fields {
-    match (status & 0x7f, status >> 8 & 0xff) {
-        (0, code) => vec![("exit_code", Value::from(code))],
-        (number, _) => signal(number),
+    match ending(status) {
+        Ending::Exited(code) => vec![("exit_code", Value::from(code))],
+        Ending::Killed(number) => signal(number),
     }
 }
 

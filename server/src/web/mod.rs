@@ -23,7 +23,7 @@ mod timeline;
 mod unknown;
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -32,6 +32,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use maud::Markup;
+use tapio_wire::program::clock::now_ns;
 use tapio_wire::service::{Event, StatusResponse, Unanswered};
 use tonic::metadata::MetadataMap;
 
@@ -49,7 +50,7 @@ const FORM_BYTES_MAX: usize = 64 << 10;
 /// Bytes of frames that one page reads of the archive at most, and how long it may wait for them.
 const READ_BYTES_MAX: u64 = 1 << 30;
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two attempts to read it while enough others do.
+/// Pause between two attempts to read it while enough others do.
 const READ_PAUSE: Duration = Duration::from_millis(50);
 
 /// The status of this server, as soon as it has one: while the archive is being opened it has none.
@@ -157,10 +158,6 @@ type Page = Result<frame::Html, Failure>;
 struct Read {
     events: Vec<Event>,
     missing: Vec<String>,
-}
-
-fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64)
 }
 
 impl Pages {

@@ -40,7 +40,7 @@ pub struct Faults {
     /// A write takes at most this many bytes, unless 0.
     pub write_bytes_max: usize,
     pub sync_delay: Duration,
-    /// After so many more operations the machine is gone: nothing works, and what no directory sync made durable is undone. Of
+    /// Number of operations after which the machine is gone: nothing works, and what no directory sync made durable is undone. Of
     /// what was written without a sync one part is there, one is torn in the middle, and one is as it was: zeros.
     pub crash_after: Option<u32>,
     /// The crash leaves what was written: the kernel wrote it back in time, whatever the sync said.

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -20,6 +19,7 @@ use tapio_wire::event::{
 };
 use tapio_wire::frame::{Encoder, SealedFrame, Stamp};
 use tapio_wire::ledger::{Ledger, Reason, Stage};
+pub use tapio_wire::program::clock::now_ns;
 
 use crate::archive_support::{Receiver, append, append_of};
 use crate::remote_support::objects;
@@ -28,10 +28,6 @@ pub const ENGINES: [&str; 2] = ["duckdb", "datafusion"];
 pub const MINUTE_NS: u64 = 60_000_000_000;
 const CONTAINER: u64 = 11;
 const UNIT: u64 = 12;
-
-pub fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64
-}
 
 /// A node whose clocks are the same: since boot and since 1970.
 pub struct Node {

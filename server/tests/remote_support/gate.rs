@@ -13,7 +13,7 @@ const CHUNK_BYTES: usize = 16 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     None,
-    /// They are closed at once.
+    /// Connections are closed at once.
     Unreachable,
     /// Every request is answered with 500.
     Broken,

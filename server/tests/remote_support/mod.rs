@@ -54,7 +54,7 @@ impl Uploaded {
         sum(&text, &format!("tapio_server_{name}"), &[])
     }
 
-    /// Until everything closed is uploaded.
+    /// Waits until everything closed is uploaded.
     pub fn wait_uploaded(&self) {
         wait_until("everything is uploaded", || self.offsite.backlog().segments == 0);
     }

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "every test program uses its part of this module")]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -128,9 +128,17 @@ impl Stream {
         Ok(Self { requests, responses })
     }
 
+    pub async fn hello(&self, hello: Hello) {
+        self.send(ship_request::Kind::Hello(hello)).await;
+    }
+
     pub async fn frame(&self, bytes: impl Into<Bytes>) {
+        self.send(ship_request::Kind::Frame(bytes.into())).await;
+    }
+
+    pub async fn send(&self, kind: ship_request::Kind) {
         // A stream that was refused meanwhile shows in its responses.
-        let _ = self.requests.send(ShipRequest { kind: Some(ship_request::Kind::Frame(bytes.into())) }).await;
+        let _ = self.requests.send(ShipRequest { kind: Some(kind) }).await;
     }
 
     pub async fn response(&mut self) -> Result<ship_response::Kind, Status> {
@@ -168,4 +176,9 @@ impl Stream {
             }
         }
     }
+}
+
+/// A port of 127.0.0.1 that is free now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }

@@ -151,7 +151,7 @@ fields! {
         cgroup: Name,
         /// Memory limit, bytes; `u64::MAX` for none.
         limit_bytes: u64,
-        /// Between two points.
+        /// Time between two points.
         interval_ns: u64,
         /// The oldest first; the last was taken at the event's time.
         points: Vec<Point>,

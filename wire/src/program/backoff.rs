@@ -59,12 +59,12 @@ pub fn doubled(first: Duration, failures: u32, longest: Duration) -> Duration {
     first.saturating_mul(1 << failures.min(DOUBLINGS_MAX)).min(longest)
 }
 
-/// Between half of `pause` and one and a half, at random.
+/// Returns a random pause between half of `pause` and one and a half.
 pub fn spread(pause: Duration) -> Duration {
     pause / 2 + up_to(pause)
 }
 
-/// Between none and all of `pause`, at random.
+/// Returns a random pause between none and all of `pause`.
 pub fn up_to(pause: Duration) -> Duration {
     pause.mul_f64(fastrand::f64())
 }

@@ -27,7 +27,7 @@ pub fn print_while_read(text: &str) -> io::Result<()> {
     }
 }
 
-/// Writes a line to standard error. Nobody may read it, and then nobody can be told: see [`complain!`](crate::complain).
+/// Writes a line to standard error, and ignores a failure, as when no reader is left: see [`complain!`](crate::complain).
 pub fn complain(text: fmt::Arguments<'_>) {
     let mut err = io::stderr().lock();
     let _ = err.write_fmt(text).and_then(|()| err.write_all(b"\n"));

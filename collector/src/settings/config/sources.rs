@@ -51,7 +51,7 @@ pub struct EbpfSection {
     pub enable_scheduler: bool,
     /// System calls that fail because something has run out or is broken. Its hook is every system call's end.
     pub enable_syscall_errors: bool,
-    /// Who opens secrets, config maps and what is below `audited_paths`. Its hook is every system call's end.
+    /// Audits who opens secrets, config maps and what is below `audited_paths`. Its hook is every system call's end.
     pub enable_file_audit: bool,
     /// Prefixes of paths whose opening is reported, besides kubelet's volumes of secrets, config maps and projections.
     #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]

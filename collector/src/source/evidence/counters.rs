@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::read::Reading;
 
-/// Between two that are kept: a little less than half a minute, since samples are not exactly on time.
+/// Time between two kept samples: a little less than half a minute, since samples are not exactly on time.
 const INTERVAL: Duration = Duration::from_secs(28);
 /// How many are kept: the oldest is two minutes old.
 const KEPT_MAX: usize = 4;

@@ -75,7 +75,7 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// One of no process and no place.
+    /// Makes a trouble of no process and no place.
     pub fn new(whose: Whose, what: What, since: Instant, (value, limit): (u64, u64), is_over: bool) -> Self {
         Self { whose, what, pid: 0, comm: String::new(), place: String::new(), since, value, limit, is_over }
     }

@@ -47,7 +47,7 @@ pub const PERMISSIONS: &[(&str, &str, &[&str])] = &[
 const PAGE_OBJECTS: u32 = 500;
 /// How long a list may take before the connection is given up, each page.
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
-/// After which time the API server ends a watch by itself.
+/// Time after which the API server ends a watch by itself.
 pub const WATCH_TIMEOUT_S: u32 = 240;
 
 /// Why there is no way to an API server.
@@ -206,7 +206,7 @@ impl Access {
         }
     }
 
-    /// One page of a list. `from_cache`: an answer out of the API server's cache will do.
+    /// Reads one page of a list. `from_cache`: an answer from the API server's cache is enough.
     ///
     /// # Errors
     /// See [`Trouble`].

@@ -69,7 +69,7 @@ pub struct Election {
     namespace: String,
     identity: String,
     pace: Pace,
-    /// Another's Lease as it was seen last, and when it changed by the own clock.
+    /// Last seen Lease of another holder, and when it changed by the own clock.
     others: Option<(String, Instant)>,
     renewed: Option<Instant>,
     /// The nodes of the cluster, as this collector counts them while it leads; 0 when it does not know.

@@ -65,7 +65,7 @@ impl Stuck {
         }
     }
 
-    /// There is a new stream to a server, which may know nothing.
+    /// Forgets what was reported: there is a new stream to a server, which may know nothing.
     pub fn forget(&mut self) {
         self.reported.clear();
     }

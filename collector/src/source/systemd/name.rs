@@ -126,7 +126,7 @@ pub enum Skip {
     System,
     /// `exclude_units`.
     Excluded,
-    /// Not in `units`.
+    /// The unit is not in `units`.
     NotSelected,
 }
 

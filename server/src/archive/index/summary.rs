@@ -34,23 +34,19 @@ impl Described {
             id: entity.id.to_native(),
             parent: entity.parent.to_native(),
             kind: Some(entity.kind.get()),
-            name: cut(&entity.name),
-            container_id: cut(&entity.container_id),
-            pod_uid: cut(&entity.pod_uid),
-            cgroup: cut(&entity.cgroup),
-            namespace: cut(&entity.namespace),
-            pod: cut(&entity.pod),
-            container: cut(&entity.container),
-            workload: cut(&entity.workload),
+            name: cut(&entity.name).to_owned(),
+            container_id: cut(&entity.container_id).to_owned(),
+            pod_uid: cut(&entity.pod_uid).to_owned(),
+            cgroup: cut(&entity.cgroup).to_owned(),
+            namespace: cut(&entity.namespace).to_owned(),
+            pod: cut(&entity.pod).to_owned(),
+            container: cut(&entity.container).to_owned(),
+            workload: cut(&entity.workload).to_owned(),
         }
     }
 }
 
-fn cut(text: &str) -> String {
-    bounded(text).to_owned()
-}
-
-fn bounded(text: &str) -> &str {
+fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
 }
 
@@ -79,7 +75,7 @@ impl Descriptions {
             &entity.container,
             &entity.workload,
         ] {
-            let text = bounded(text);
+            let text = cut(text);
             self.bytes.extend_from_slice(&(text.len() as u16).to_le_bytes());
             self.bytes.extend_from_slice(text.as_bytes());
         }

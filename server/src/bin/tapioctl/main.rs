@@ -14,7 +14,6 @@ mod why;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
@@ -22,6 +21,7 @@ use output::{Format, print};
 use server::{Failure, ServerAt};
 use tapio_server::render::{self, Style};
 use tapio_wire::complain;
+use tapio_wire::program::clock::now_ns;
 
 /// Ask a tapio-server what died, why, and what to do about it.
 #[derive(Parser)]
@@ -157,11 +157,6 @@ async fn run(arguments: Arguments, server: &ServerAt) -> Result<(), Failure> {
             print(&String::from_utf8_lossy(&script))
         }
     }
-}
-
-fn now_ns() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |now| now.as_nanos() as u64)
 }
 
 /// What a request asks for where nothing is asked for: the empty text.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rkyv::{Archive, Deserialize, Serialize};
 use tapio_wire::event::Role;
+use tapio_wire::wait_status::{Ending, ending};
 
 use super::EntityInfo;
 use super::LimitLevel;
@@ -40,12 +41,18 @@ pub struct Exit {
 impl Exit {
     /// The exit code, when it exited by itself.
     pub fn exit_code(&self) -> Option<u32> {
-        (self.status & 0x7f == 0).then_some((self.status >> 8) & 0xff)
+        match ending(self.status) {
+            Ending::Exited(code) => Some(code),
+            Ending::Killed(_) => None,
+        }
     }
 
     /// The signal that ended it.
     pub fn signal(&self) -> Option<u32> {
-        Some(self.status & 0x7f).filter(|&signal| signal != 0)
+        match ending(self.status) {
+            Ending::Exited(_) => None,
+            Ending::Killed(signal) => Some(signal),
+        }
     }
 
     /// The signal that ended it, or that its exit code stands for. By convention a process that handles a signal, or whose child

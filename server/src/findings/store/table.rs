@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use tapio_wire::program::clock;
 use tapio_wire::service::Finding;
 
 use super::Position;
@@ -156,7 +156,7 @@ impl Table {
         Some(finding)
     }
 
-    /// One is not in the store any more, or another of its id is in its place.
+    /// Removes the traces of a finding that left the store, or that another one of its id replaced.
     fn displaced(&mut self, finding: &Finding) {
         let place = position(finding);
         if self.findings.get(&finding.id).is_none_or(|known| position(known) != place) {
@@ -181,8 +181,7 @@ impl Table {
     }
 
     pub fn next_published_ns(&mut self) -> u64 {
-        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
-        let now_ns = self.now_ns.unwrap_or_else(clock);
+        let now_ns = self.now_ns.unwrap_or_else(clock::now_ns);
         self.published_ns = now_ns.max(self.published_ns + 1);
         self.published_ns
     }
