@@ -6,13 +6,13 @@ use async_nats::jetstream::message::PublishMessage;
 
 use crate::cluster_support::*;
 use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL};
-use tapio_server::cluster::{ClusterLosses, Outgoing};
+use tapio_server::cluster::Outgoing;
 use tapio_server::correlate::batch::{Batch, Entry};
 use tapio_server::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
 use tapio_server::correlate::{
     ClueBus, CorrelateConfig, Correlator, EntityInfo, FrameBegun, LossBook, NodeClock, Topology,
 };
-use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
+use tapio_server::findings::PatternSet;
 use tapio_wire::event::{EntityId, Role};
 use tapio_wire::service::Finding;
 
@@ -277,24 +277,13 @@ fn a_description_that_overtakes_its_clue_is_published() {
 
 /// What a finder makes of messages in this order; the log takes one each 10 ms.
 fn read_in_order<'a>(messages: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<Finding> {
-    let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
-    let (store, losses) = (Arc::new(FindingStore::new(1000)), Arc::new(ClusterLosses::default()));
-    let finder = Finder::start_from_log(&FinderConfig::default(), patterns, 1000, losses, Arc::clone(&store))
-        .expect("the finder starts");
+    let (finder, store) = finder();
     for (number, message) in messages.into_iter().enumerate() {
         let at_ns = 1_800_000_000 * SECOND + number as u64 * 10 * MS;
         finder.send(Batch::decode(message).expect("as it was written"), at_ns).expect("the finder runs");
     }
     finder.bus().barrier().expect("the finder runs");
     store.everything().0.iter().map(|finding| (**finding).clone()).collect()
-}
-
-/// A finder that reads the log, and what it finds.
-fn finder() -> (Finder, Arc<FindingStore>) {
-    let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
-    let (store, losses) = (Arc::new(FindingStore::new(10_000)), Arc::new(ClusterLosses::default()));
-    let finder = Finder::start_from_log(&FinderConfig::default(), patterns, 100_000, losses, Arc::clone(&store));
-    (finder.expect("the finder starts"), store)
 }
 
 /// More deaths than are looked at again for their time alone, while server b is silent and once it has spoken again.

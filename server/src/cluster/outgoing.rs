@@ -45,7 +45,7 @@ struct Inner {
     named: Generations<(u64, EntityId), ()>,
     /// What was described lately and no clue named: a clue of an earlier frame may still be on its way.
     described: Generations<(u64, EntityId), Arc<EntityInfo>>,
-    /// By node: its epochs that are not published to their end, the latest last.
+    /// Epochs of each node that are not published to their end, the latest last.
     nodes: HashMap<u64, Vec<Epoch>, RandomState>,
     /// What is in the log already, while frames come out of the archive.
     known: Option<Coverage>,
@@ -63,7 +63,7 @@ struct Pending {
     point: Point,
     is_final: bool,
     is_done: bool,
-    /// It led to an entry, so other servers wait for its end.
+    /// True if it led to an entry, so that other servers wait for its end.
     led_to_entry: bool,
     /// An entry that it led to was left out.
     is_incomplete: bool,
@@ -154,7 +154,7 @@ impl Outgoing {
         inner.waits = false;
     }
 
-    /// With room for what one frame or clue gives occasion to, where it is waited for.
+    /// Locks the queue when it has space for what one frame or clue may add, and waits for that.
     fn lock_with_room(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.lock();
         while inner.waits && !inner.is_closed && inner.entries.len() >= self.entries_max {

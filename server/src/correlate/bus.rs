@@ -88,7 +88,7 @@ pub(crate) enum LogUpdate {
     Facts(Box<Batch>),
     /// The last word of other servers on what was found before the log begins.
     Kept(Box<Finding>),
-    /// The log is read anew from its beginning.
+    /// The log is read again from its beginning.
     Rebuild {
         /// When the first message of the log was written, nanoseconds since 1970.
         begins_ns: u64,

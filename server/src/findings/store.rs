@@ -139,7 +139,7 @@ impl FindingStore {
         self.write().is_alone = is_alone;
     }
 
-    /// Everything is found anew: what is known is treated as an earlier run's, except what the log has not confirmed. From
+    /// Everything is found again: what is known is treated as an earlier run's, except what the log has not confirmed. From
     /// `replayed_from_ns` on, nanoseconds since 1970, the replay has everything.
     pub fn restart(&self, replayed_from_ns: u64) {
         let mut inner = self.write();
@@ -155,8 +155,8 @@ impl FindingStore {
         }
     }
 
-    /// The log was read to its end: withdraws what was found alone and the log does not confirm, and what an earlier run made of
-    /// the same log and this one did not.
+    /// Withdraws, when the log was read to its end, what was found alone and the log does not confirm. It also withdraws what
+    /// an earlier run made of the same log and this one did not.
     pub fn withdraw_unconfirmed(&self) {
         let mut inner = self.write();
         let unconfirmed = std::mem::take(&mut inner.unconfirmed);

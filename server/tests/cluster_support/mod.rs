@@ -328,3 +328,11 @@ fn read_on(members: &[&Member], more: u64) {
         member.finder.bus().barrier().expect("the finder runs");
     }
 }
+
+/// A finder that reads the log, and what it finds.
+pub fn finder() -> (Finder, Arc<FindingStore>) {
+    let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
+    let (store, losses) = (Arc::new(FindingStore::new(10_000)), Arc::new(ClusterLosses::default()));
+    let finder = Finder::start_from_log(&FinderConfig::default(), patterns, 100_000, losses, Arc::clone(&store));
+    (finder.expect("the finder starts"), store)
+}
