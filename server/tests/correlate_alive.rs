@@ -229,6 +229,25 @@ fn a_hanging_runtime_is_reported_until_the_node_is_ready() {
 }
 
 #[test]
+fn a_node_that_another_collector_reports_is_named() {
+    let mut leader = Node::new("n2");
+    leader.condition_of(100 * SECOND, "n1", ["Ready", "KubeletNotReady", "PLEG is not healthy: 3m4s ago"], 0);
+    let found = only_state(&leader, "runtime-hangs");
+    assert!(found.title.starts_with("node n1:"), "{}", found.title);
+    assert_eq!(found.entity.as_ref().map(|entity| &*entity.node), Some("n1"));
+
+    // Nobody gives another node a false name.
+    let mut liar = Node::new("n3");
+    liar.condition_of(100 * SECOND, "n1", ["Ready", "", ""], 1);
+    liar.calls(tapio_wire::node_id("n1"), "n4");
+    liar.lethal(100 * SECOND);
+    let machine = Machine::start(1);
+    machine.deliver(&liar.node, &liar.frames);
+    machine.deliver(&leader.node, &leader.frames);
+    assert_eq!(machine.findings()[0].title, found.title);
+}
+
+#[test]
 fn a_refused_resize_is_reported_until_done_or_given_up() {
     let mut node = Node::new("n1");
     let pod = pod(&mut node);

@@ -401,7 +401,10 @@ impl Topology {
             known.nodes.insert(node.id, Arc::clone(&node.name));
         }
         for reported in described {
-            let key = if is_global(reported.kind) { (0, reported.id) } else { (node.id, reported.id) };
+            let key = shelf::key_of(reported.kind, reported.id, reported.texts[3], node.id);
+            if key.0 == key.1 {
+                known.nodes.entry(key.0, || reported.texts[3].into());
+            }
             if !known.take(key, node, &reported) {
                 continue;
             }
@@ -459,8 +462,8 @@ impl Topology {
 
     /// The description of an entity.
     pub fn get(&self, node: u64, id: EntityId) -> Option<Arc<EntityInfo>> {
-        // What is the same on all nodes stands under 0.
-        let keys = [(node, id), (0, id)];
+        // What is the same on all nodes stands under 0, and a node under itself.
+        let keys = [(node, id), (0, id), (id, id)];
         {
             let unpacked = self.unpacked();
             if let Some(info) = keys.iter().find_map(|key| unpacked.get(key)) {

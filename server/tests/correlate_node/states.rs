@@ -139,6 +139,22 @@ impl Node {
         self.push(at, node, 0, Detail::NodeCondition(Box::new(state)));
     }
 
+    /// What Kubernetes says of a node, to the collector that watches for all: condition, reason and message.
+    pub fn condition_of(&mut self, at: u64, name: &str, texts: [&str; 3], status: u8) {
+        let id = tapio_wire::node_id(name);
+        self.calls(id, name);
+        let [condition, reason, message] = texts.map(|text| self.name(text));
+        let since_ns = self.booted_ns + at - 60 * super::SECOND;
+        let state = NodeCondition { condition, reason, message, since_ns, status };
+        self.push(at, id, 0, Detail::NodeCondition(Box::new(state)));
+        self.lethal(at);
+    }
+
+    /// What it calls a node.
+    pub fn calls(&mut self, node: u64, name: &str) {
+        self.body.entities.push(Entity::named(EntityKind::Node, node, name));
+    }
+
     /// How a container's memory went, MiB, ten seconds apart, of which nothing is page cache; it used half a core.
     pub fn curve(&mut self, at: u64, entity: EntityId, limit_bytes: u64, mib: impl IntoIterator<Item = u32>) {
         let point = |mib| Point { memory_kib: mib << 10, cpu_milli: 500, ..Point::default() };

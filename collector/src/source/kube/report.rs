@@ -206,9 +206,7 @@ impl Scribe {
         let version = match subject {
             Subject::Container(_) => self.directory.container_version(id, 0).0,
             Subject::Pod { .. } => self.directory.pod_version(id),
-            Subject::Workload { .. } => 0,
-            // The packer describes the node.
-            Subject::Node(_) => return,
+            Subject::Workload { .. } | Subject::Node(_) => 0,
         };
         let now = Instant::now();
         let last = self.described.get(&id);
@@ -253,7 +251,11 @@ impl Scribe {
                 entities.push(workload_entity(kind, namespace, name));
                 None
             }
-            Subject::Node(_) => None,
+            // It may be another node than this one, which may have no collector.
+            Subject::Node(name) => {
+                entities.push(Entity::named(EntityKind::Node, id, name.clone()));
+                None
+            }
         };
         if let Some(entity) = &mut pod {
             let is_known = self.directory.complete(entity, entities);
@@ -336,6 +338,17 @@ mod tests {
         assert_eq!(described(Some(&owner), 1), None);
         assert_eq!(described(None, 1), None);
         assert_eq!(described(None, 2).as_deref(), Some("Deployment/web"), "known from before");
+    }
+
+    #[test]
+    fn another_node_is_described_by_its_name() {
+        let mut scribe = Scribe::new(Arc::default());
+        let mut entities = Vec::new();
+        for _ in 0..2 {
+            scribe.describe(&Subject::Node("far".into()), None, 1, &mut entities);
+        }
+        let described: Vec<_> = entities.iter().map(|node| (node.kind, node.id, &*node.name)).collect();
+        assert_eq!(described, [(EntityKind::Node, node_id("far"), "far")]);
     }
 
     #[test]

@@ -12,10 +12,19 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
-use tapio_wire::event::EntityId;
+use tapio_wire::event::{EntityId, EntityKind};
 
-/// The node, 0 for what is the same on all of them, and the entity.
+/// The node, 0 for what is the same on all of them, and the entity. A node stands under itself.
 pub type Key = (u64, EntityId);
+
+/// Where an entity that `node` describes is kept. Whoever watches Kubernetes speaks of other nodes, and cannot rename them.
+pub fn key_of(kind: EntityKind, id: EntityId, name: &str, node: u64) -> Key {
+    match kind {
+        kind if super::is_global(kind) => (0, id),
+        EntityKind::Node if id == tapio_wire::node_id(name) => (id, id),
+        _ => (node, id),
+    }
+}
 
 /// Size of a chunk: as large as what glibc maps by itself (`HEAP` of the server's `main.rs`), and so frees when a
 /// generation goes.
