@@ -34,6 +34,7 @@ mod correlate_patterns_kube;
 mod correlate_patterns_node;
 mod correlate_service_order;
 mod correlate_states;
+mod correlate_states_end;
 mod correlate_truth;
 mod correlate_truth_signals;
 mod deliver_alertmanager;

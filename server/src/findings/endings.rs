@@ -3,7 +3,8 @@
 //! What enters: clues that end the state of a pattern, and the findings of such patterns. What leaves: the anchor of the finding
 //! that a clue may end, and whether everything that a finding reports has ended. What must hold: an end counts for the container,
 //! disk or task that it names, or for the whole entity where it or the finding names none. The order of arrival does not matter.
-//! A state that is reported repeatedly is over when its node sends other events and reports it no more.
+//! A state that is reported repeatedly is over when its node sends other events and reports it no more, and when its node is
+//! deleted.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -27,6 +28,9 @@ const PARTS_MAX: usize = 32;
 
 /// The number of a pattern's anchor, and whose state it is.
 type Key = (usize, EntityId);
+
+/// One state of a subject: of this trouble, where it has one.
+type State = (Key, Option<String>);
 
 fn key_of(pattern: &Pattern, clue: &Clue) -> Key {
     (pattern.anchor_step().number, subject_of(pattern, clue))
@@ -76,10 +80,11 @@ pub struct Endings {
     /// The findings of a subject, one for each of its troubles.
     anchors: Generations<Key, Vec<Open>>,
     /// States that are reported again and again: when, by the clock of their node.
-    heard: HashMap<u64, HashMap<(Key, Option<String>), u64>>,
-    heard_count: usize,
+    heard: HashMap<u64, HashMap<State, u64>>,
+    /// The node that reports each of them: what concerns all nodes is reported by another one after an election.
+    heard_from: HashMap<State, u64>,
     /// When such a state was found not to be reported any more.
-    quiet: Generations<(Key, Option<String>), Moment>,
+    quiet: Generations<State, Moment>,
 }
 
 impl Default for Endings {
@@ -88,7 +93,7 @@ impl Default for Endings {
             ends: Generations::new(SUBJECTS_MAX),
             anchors: Generations::new(SUBJECTS_MAX),
             heard: HashMap::new(),
-            heard_count: 0,
+            heard_from: HashMap::new(),
             quiet: Generations::new(SUBJECTS_MAX),
         }
     }
@@ -239,14 +244,45 @@ impl Endings {
         self.anchors.get(key)?.iter().find(|open| open.trouble.as_deref() == trouble)
     }
 
-    fn hear(&mut self, key: (Key, Option<String>), clue: &Clue) {
-        let of_node = self.heard.entry(clue.evidence.node).or_default();
-        if let Some(at) = of_node.get_mut(&key) {
-            *at = clue.boottime_ns.max(*at);
-        } else if self.heard_count < SUBJECTS_MAX {
-            of_node.insert(key, clue.boottime_ns);
-            self.heard_count += 1;
+    fn hear(&mut self, state: State, clue: &Clue) {
+        let node = clue.evidence.node;
+        match self.heard_from.get(&state).copied() {
+            Some(before) if before != node => self.forget(before, &state),
+            None if self.heard_from.len() >= SUBJECTS_MAX => return,
+            _ => {}
         }
+        self.heard_from.insert(state.clone(), node);
+        let at = self.heard.entry(node).or_default().entry(state).or_insert(clue.boottime_ns);
+        *at = clue.boottime_ns.max(*at);
+    }
+
+    fn forget(&mut self, node: u64, state: &State) {
+        if let Some(of_node) = self.heard.get_mut(&node) {
+            of_node.remove(state);
+            if of_node.is_empty() {
+                self.heard.remove(&node);
+            }
+        }
+        self.heard_from.remove(state);
+    }
+
+    /// The node is deleted at this moment: the states that it was the last to report, which are over by that. Each is handed out once.
+    pub fn of_deleted(&mut self, node: u64, at: Moment) -> Vec<Open> {
+        let mut states: Vec<State> =
+            self.heard.get(&node).into_iter().flatten().map(|(state, _)| state.clone()).collect();
+        states.sort_unstable();
+        let mut over = Vec::new();
+        for state in states {
+            let open = self.open(&state.0, state.1.as_deref()).cloned();
+            // It may have been made anew since.
+            let is_later = |member: &Arc<Noted>| !at.may_end(Moment::of(&member.clue));
+            if open.as_ref().is_none_or(|open| !open.members.iter().any(is_later)) {
+                self.forget(node, &state);
+                self.quiet.insert(state, at);
+                over.extend(open);
+            }
+        }
+        over
     }
 
     /// A node goes on, by its clock: states that it does not report any more, which are over by that. Each is handed out once.
@@ -268,11 +304,11 @@ impl Endings {
             !is_over
         });
         over.sort_unstable();
-        self.heard_count -= over.len();
         if of_node.is_empty() {
             self.heard.remove(&node);
         }
         for key in &over {
+            self.heard_from.remove(key);
             self.quiet.insert(key.clone(), Moment::by(clock));
         }
         over.iter().filter_map(|(key, trouble)| self.open(key, trouble.as_deref())).cloned().collect()

@@ -26,6 +26,7 @@ mod load;
 mod matching;
 mod missing;
 mod moment;
+mod over;
 mod pattern;
 mod plan;
 mod rejoin;

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use tapio_wire::event::EntityKind;
-use tapio_wire::service::Finding;
 
 use super::absorb::{Absorber, Action};
 use super::clue_store::{ClueStore, Noted};
@@ -28,7 +27,7 @@ use super::plan::Plans;
 use super::schema::Scope;
 use super::store::FindingStore;
 use crate::correlate::clue::{Clue, ClueDetail};
-use crate::correlate::{Generations, LossView, Message, NodeClock, Topology};
+use crate::correlate::{Generations, LossView, Message, Topology};
 
 /// Nodes whose clocks are remembered.
 const NODES_MAX: usize = 20_000;
@@ -54,12 +53,12 @@ pub(super) struct Memory {
     pub clues: ClueStore,
     pub joins: Joins,
     deaths: Deaths,
-    endings: Endings,
+    pub endings: Endings,
     absorber: Absorber,
     pub growing: Growing,
     clocks: Generations<u64, Clock>,
     /// Report times by node: its first report, by its clock, and how long it had gone on at its last report.
-    quiet_nodes: Generations<u64, (u64, u64)>,
+    pub quiet_nodes: Generations<u64, (u64, u64)>,
 }
 
 impl Memory {
@@ -205,6 +204,7 @@ impl Worker {
                 self.conclude(&patterns, &anchor);
             }
             self.end_restored(&patterns, &noted);
+            self.end_of_deleted(&patterns, &noted.clue);
         }
         self.rejoin();
         let evicted = self.memory.clues.evicted();
@@ -225,7 +225,7 @@ impl Worker {
     }
 
     /// Takes in a moment of a node. False for one that is past: of frames that waited in a spool.
-    fn watch_clock(&mut self, node: u64, epoch: u64, boottime_ns: u64) -> bool {
+    pub(super) fn watch_clock(&mut self, node: u64, epoch: u64, boottime_ns: u64) -> bool {
         let clock = self.memory.clocks.entry(node, Clock::default);
         if epoch > clock.epoch {
             if boottime_ns.saturating_add(REBOOT_NS) < clock.latest_ns {
@@ -238,49 +238,6 @@ impl Worker {
         clock.latest_ns = clock.latest_ns.max(boottime_ns);
         self.metrics.nodes.set(self.memory.clocks.len() as i64);
         is_latest
-    }
-
-    /// A node goes on: ends the states that it does not report any more.
-    pub(super) fn end_quiet(&mut self, clock: &NodeClock) {
-        // What is replayed, or waited in a spool, is the past: whether a state goes on is reported afterwards. The log is in
-        // order.
-        if self.store.is_replaying() && self.log.is_none()
-            || !self.watch_clock(clock.node.id, clock.epoch, clock.boottime_ns)
-        {
-            return;
-        }
-        let patterns = Arc::clone(&self.patterns);
-        for open in self.memory.endings.quiet(&patterns, clock) {
-            self.conclude(&patterns, &open.anchor);
-            // What it rested on may be forgotten; then the finding is ended as it stands.
-            if let Some(finding) = self.store.get(&open.id).ok().filter(|finding| finding.ongoing) {
-                self.end_as_it_stands(&finding, clock.realtime_ns);
-            }
-        }
-        if self.store.is_replaying() {
-            return;
-        }
-        // Of an earlier run's states it is not known when they were last reported: they have as long, from this run's begin on.
-        let quiet = self.memory.quiet_nodes.entry(clock.node.id, || (clock.boottime_ns, 0));
-        if clock.boottime_ns < quiet.0 {
-            // It was restarted.
-            quiet.0 = clock.boottime_ns;
-        }
-        let (before_ns, heard_ns) = (quiet.1, clock.boottime_ns - quiet.0);
-        quiet.1 = heard_ns;
-        for pattern in patterns.patterns() {
-            if pattern.quiet_ns.is_some_and(|quiet_ns| before_ns <= quiet_ns && heard_ns > quiet_ns) {
-                for finding in self.store.restored_on(&pattern.id, &clock.node.name) {
-                    self.end_as_it_stands(&finding, clock.realtime_ns);
-                }
-            }
-        }
-    }
-
-    fn end_as_it_stands(&self, finding: &Finding, at_ns: u64) {
-        let mut finding = finding.clone();
-        compose::end_quietly(&mut finding, at_ns);
-        self.store.publish(finding);
     }
 
     /// Finds the best explanation of an anchor, and of those whose explanation rests on it.

@@ -155,6 +155,15 @@ impl Node {
         self.body.entities.push(Entity::named(EntityKind::Node, node, name));
     }
 
+    /// The node goes on, and reports nothing of what it reported before.
+    pub fn goes_on(&mut self, seconds: std::ops::Range<u64>) {
+        let other = self.container("c9", "other");
+        for at in seconds.step_by(20) {
+            self.exit(at * super::SECOND, super::Process::child(other, at as u32, "sh"), 0);
+            self.lethal(at * super::SECOND);
+        }
+    }
+
     /// How a container's memory went, MiB, ten seconds apart, of which nothing is page cache; it used half a core.
     pub fn curve(&mut self, at: u64, entity: EntityId, limit_bytes: u64, mib: impl IntoIterator<Item = u32>) {
         let point = |mib| Point { memory_kib: mib << 10, cpu_milli: 500, ..Point::default() };

@@ -15,13 +15,15 @@ use super::services::{CoreEndpointsOf, ServiceTable, Services, Slices};
 use super::waiting::{self, Waiting};
 use super::watch::{Context, Follower, follow};
 use super::workloads::{ReplicaSets, WorkloadKind, Workloads};
+use crate::settings::config::K8sSection;
 
 /// How long until a resource is asked for again that was not there.
 pub const ABSENT_PAUSE: Duration = Duration::from_secs(600);
 
 /// Watches everything. `since_ns`: what is a moment and not a state, and was before, was reported by the leader before. `nodes` is
 /// kept at the number of nodes.
-pub async fn watch(context: &Context, since_ns: u64, excludes_system: bool, nodes: &Arc<AtomicU64>) {
+pub async fn watch(context: &Context, since_ns: u64, section: &K8sSection, nodes: &Arc<AtomicU64>) {
+    let excludes_system = section.exclude_system_namespaces;
     let uses = Arc::new(Mutex::new(Uses::default()));
     let services = Arc::new(Mutex::new(ServiceTable::default()));
     let replica_sets = ReplicaSets::default();
@@ -45,7 +47,7 @@ pub async fn watch(context: &Context, since_ns: u64, excludes_system: bool, node
             Events::new(node(), replica_sets.clone(), since_ns, excludes_system)
         }),
         always(context, waiting::without_node(), || Waiting::new(excludes_system)),
-        always(context, Resource::new("nodes", "/api/v1/nodes"), || Nodes::new(Arc::clone(nodes))),
+        always(context, Resource::new("nodes", "/api/v1/nodes"), || Nodes::new(Arc::clone(nodes), section.stuck_after)),
         workloads(WorkloadKind::Deployment),
         workloads(WorkloadKind::ReplicaSet),
         workloads(WorkloadKind::StatefulSet),

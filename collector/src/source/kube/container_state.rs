@@ -2,7 +2,7 @@
 
 use tapio_wire::event::{ContainerState, Detail};
 
-use super::objects::{Container, ContainerStatus, Limits, Pod, Terminated, quantity_milli, unix_ns};
+use super::objects::{Container, ContainerStatus, Limits, Pod, Terminated, Waiting, quantity_milli, unix_ns};
 use super::report::{Subject, WatchReport};
 
 /// One state of a container.
@@ -20,6 +20,11 @@ pub(super) struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
+    pub(super) fn waiting(status: &'a ContainerStatus, waiting: &'a Waiting) -> Self {
+        let (reason, message) = (&*waiting.reason, &*waiting.message);
+        Self { id: &status.container_id, state: 1, reason, message, ..Self::default() }
+    }
+
     pub(super) fn ended(id: &'a str, ended: &'a Terminated, is_last: bool) -> Self {
         Self {
             id,
@@ -35,14 +40,58 @@ impl<'a> Shown<'a> {
     }
 }
 
+/// A state of a container as it is reported, once or again.
+#[derive(Clone)]
+pub(super) struct StateReport {
+    subject: Subject,
+    /// Container, image, reason and message.
+    texts: [String; 4],
+    state: ContainerState,
+}
+
+impl StateReport {
+    pub(super) fn event(&self) -> WatchReport {
+        let Self { subject, texts, state } = self.clone();
+        WatchReport::event(subject, move |batch| {
+            let [container, image, reason, message] = texts.map(|text| batch.text(&text));
+            Detail::ContainerState(Box::new(ContainerState { container, image, reason, message, ..state }))
+        })
+    }
+}
+
+/// How a container can fail to start at all.
+const START_FAILURES: [&str; 3] = ["StartError", "ContainerCannotRun", "RunContainerError"];
+
+/// Why a container does not run, where that lasts until somebody mends it. `None` where it runs, has ended, or is on its way.
+pub(super) fn hindrance(status: &ContainerStatus) -> Option<Shown<'_>> {
+    let failed_to_start = |ended: &&Terminated| START_FAILURES.contains(&&*ended.reason);
+    if let Some(ended) = &status.state.terminated {
+        return Some(ended).filter(failed_to_start).map(|ended| Shown::ended(id_of(status, ended), ended, false));
+    }
+    let waiting = status.state.waiting.as_ref()?;
+    match &*waiting.reason {
+        "" | "ContainerCreating" | "PodInitializing" => None,
+        "CrashLoopBackOff" | "RunContainerError" => {
+            let ended = status.last_state.terminated.as_ref().filter(failed_to_start)?;
+            Some(Shown::ended(id_of(status, ended), ended, true))
+        }
+        _ => Some(Shown::waiting(status, waiting)),
+    }
+}
+
+/// The id of the run of a container that ended.
+pub(super) fn id_of<'a>(status: &'a ContainerStatus, ended: &'a Terminated) -> &'a str {
+    if ended.container_id.is_empty() { &status.container_id } else { &ended.container_id }
+}
+
 /// What is reported of one state of a container.
-pub(super) fn container_event(
+pub(super) fn state_report(
     subject: Subject,
     pod: &Pod,
     status: &ContainerStatus,
     role: u8,
     shown: &Shown<'_>,
-) -> WatchReport {
+) -> StateReport {
     let limits = specified(pod, &status.name).map(|container| &container.resources.limits);
     let milli = |of: fn(&Limits) -> &str| limits.map_or(0, |limits| quantity_milli(of(limits)));
     let image = awaited_image(pod, status, shown);
@@ -65,10 +114,7 @@ pub(super) fn container_event(
         memory_limit_bytes: milli(|limits| &limits.memory) / 1000,
         cpu_limit_milli: milli(|limits| &limits.cpu),
     };
-    WatchReport::event(subject, move |batch| {
-        let [container, image, reason, message] = texts.map(|text| batch.text(&text));
-        Detail::ContainerState(Box::new(ContainerState { container, image, reason, message, ..state }))
-    })
+    StateReport { subject, texts, state }
 }
 
 /// The image that a container waits for: that of a volume, where kubelet's words name it.

@@ -2,16 +2,18 @@
 //!
 //! What enters: the objects. What leaves: one event for each new or repeated Kubernetes Event, and one for each change
 //! of a state. What must hold: an Event is a moment, reported only when it came after the former leader was last known
-//! to be there. A state is reported once at the beginning and then when it changes.
+//! to be there. A state is reported once at the beginning and then when it changes; that a node is not ready for long is
+//! reported again while it lasts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tapio_wire::event::{Detail, KubeEvent, NodeCondition};
 use tapio_wire::program::EVENTS_COMPONENT;
 
 use super::objects::{self, Condition, unix_ns};
-use super::pods::is_system;
+use super::pods::{AGAIN, is_system};
 use super::report::{Subject, WatchReport};
 use super::watch::{Follower, digest};
 use super::workloads::ReplicaSets;
@@ -121,6 +123,7 @@ pub struct Nodes {
     count: Arc<AtomicU64>,
     seen: u64,
     is_listed: bool,
+    stuck_after: Duration,
 }
 
 /// What was reported of a node.
@@ -128,12 +131,14 @@ pub struct SeenNode {
     name: String,
     /// Reported conditions: the number of the name, and what was reported.
     conditions: Vec<(u64, u64)>,
+    /// Its condition Ready while that is not true, and when this was reported last.
+    not_ready: Option<(Condition, Option<Instant>)>,
 }
 
 impl Nodes {
-    /// None seen yet.
-    pub fn new(count: Arc<AtomicU64>) -> Self {
-        Self { count, seen: 0, is_listed: false }
+    /// None seen yet. One that is not ready for longer than `stuck_after` is reported as that.
+    pub fn new(count: Arc<AtomicU64>, stuck_after: Duration) -> Self {
+        Self { count, seen: 0, is_listed: false, stuck_after }
     }
 
     fn count(&self) {
@@ -173,7 +178,8 @@ impl Follower for Nodes {
             self.seen += 1;
             self.count();
         }
-        let mut seen = state.unwrap_or_else(|| SeenNode { name: name.clone(), conditions: Vec::new() });
+        let new = || SeenNode { name: name.clone(), conditions: Vec::new(), not_ready: None };
+        let mut seen = state.unwrap_or_else(new);
         let schedulable = Condition {
             r#type: "Schedulable".into(),
             status: if node.spec.unschedulable { "False" } else { "True" }.into(),
@@ -190,11 +196,34 @@ impl Follower for Nodes {
             }
             Self::report(name, condition, reports);
         }
+        let ready = node.status.conditions.iter().find(|condition| condition.r#type == "Ready");
+        let reported = seen.not_ready.take().and_then(|(_, reported)| reported);
+        match ready.filter(|ready| ready.status != "True") {
+            Some(ready) => seen.not_ready = Some((ready.clone(), reported)),
+            None if reported.is_some() => Self::report(name, &not_ready(&Condition::default(), "False"), reports),
+            None => {}
+        }
+        self.look(Instant::now(), &mut seen, reports);
         Some(seen)
+    }
+
+    const LOOK: Option<Duration> = Some(Duration::from_secs(15));
+
+    fn look(&mut self, now: Instant, seen: &mut SeenNode, reports: &mut Vec<WatchReport>) {
+        let Some((ready, reported)) = &mut seen.not_ready else { return };
+        let since_ns = unix_ns(ready.last_transition_time.as_ref());
+        let has_lasted = realtime_ns().saturating_sub(since_ns) >= self.stuck_after.as_nanos() as u64;
+        if since_ns > 0 && has_lasted && reported.is_none_or(|at| now.saturating_duration_since(at) >= AGAIN) {
+            *reported = Some(now);
+            Self::report(&seen.name, &not_ready(ready, "True"), reports);
+        }
     }
 
     fn forget(&mut self, seen: &mut SeenNode) -> bool {
         seen.conditions.clear();
+        if let Some((_, reported)) = &mut seen.not_ready {
+            *reported = None;
+        }
         true
     }
 
@@ -214,6 +243,12 @@ impl Follower for Nodes {
         };
         Self::report(&seen.name, &gone, reports);
     }
+}
+
+/// A condition of Tapio's own: whether a node has not been ready for long, and for which reason. Unlike Ready it is reported again
+/// while it holds.
+fn not_ready(ready: &Condition, status: &str) -> Condition {
+    Condition { r#type: "NotReady".into(), status: status.into(), ..ready.clone() }
 }
 
 /// What was reported of an object of which only the state matters.

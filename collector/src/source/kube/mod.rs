@@ -16,6 +16,8 @@ mod pods;
 mod report;
 mod services;
 mod stuck;
+#[cfg(test)]
+mod tests;
 mod waiting;
 mod watch;
 mod workloads;
@@ -208,7 +210,7 @@ impl KubeSource {
             self.state.is_leader.store(true, Ordering::Relaxed);
             tokio::select! {
                 () = Metered::new(
-                    cluster::watch(context, term.since_ns, self.section.exclude_system_namespaces, nodes),
+                    cluster::watch(context, term.since_ns, &self.section, nodes),
                     Arc::clone(&self.state.cluster_cpu_ns),
                 ) => {}
                 _ = elected.wait_for(Option::is_none) => {}

@@ -1,9 +1,10 @@
 //! The pods of this node: their life, their containers' lives, and their names.
 //!
 //! What enters: pods by `spec.nodeName`. What leaves: changes of pods and containers, and names for the directory. What
-//! must hold: each fact is reported once. A run of a container that ended is reported either as its present state or as
-//! its last one, never as both. A run that ended before the first list is reported only if no earlier collector can
-//! have reported it (see [`RESTART`]).
+//! must hold: each fact is reported once, except what keeps a container from running: that is reported again while it
+//! lasts (see [`AGAIN`]). A run of a container that ended is reported either as its present state or as its last one,
+//! never as both. A run that ended before the first list is reported only if no earlier collector can have reported it
+//! (see [`RESTART`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use tapio_wire::entity_id;
 use tapio_wire::event::{Detail, EntityId, EntityKind, PodState};
 
 use super::client::Resource;
-use super::container_state::{Shown, container_event, image_of};
+use super::container_state::{Shown, StateReport, hindrance, id_of, image_of, state_report};
 use super::objects::{ContainerStatus, Pod, Terminated, unix_ns};
 use super::report::{Subject, WatchReport};
 use super::stuck::Stuck;
@@ -63,6 +64,8 @@ struct SeenContainer {
     present: u64,
     /// The last run that ended, reported or too old to be.
     ended: u64,
+    /// What keeps it from running, and when that was reported last.
+    hindrance: Option<(StateReport, Instant)>,
 }
 
 #[derive(Clone, Copy)]
@@ -119,20 +122,24 @@ impl Pods {
         for (status, role) in statuses(pod) {
             let name = digest(&(&status.name, role));
             let index = seen.iter().position(|seen| seen.name == name).unwrap_or_else(|| {
-                seen.push(SeenContainer { name, present: 0, ended: 0 });
+                seen.push(SeenContainer { name, present: 0, ended: 0, hindrance: None });
                 seen.len() - 1
             });
             let seen = &mut seen[index];
-            let report = |present: &Shown, reports: &mut Vec<WatchReport>| {
-                let subject = match bare_id(present.id) {
+            let report_of = |shown: &Shown| {
+                let subject = match bare_id(shown.id) {
                     "" => subject_of(pod),
                     id => Subject::Container(id.to_owned()),
                 };
-                reports.push(container_event(subject, pod, status, role, present));
+                state_report(subject, pod, status, role, shown)
             };
+            let report = |shown: &Shown, reports: &mut Vec<WatchReport>| reports.push(report_of(shown).event());
+            let reported = seen.hindrance.take().map_or_else(Instant::now, |(_, reported)| reported);
+            let lasts = hindrance(status).filter(|_| !has_ended(pod));
+            seen.hindrance = lasts.map(|shown| (report_of(&shown), reported));
             // The run before the present one first: so it was.
             if let Some(ended) = &status.last_state.terminated {
-                let id = if ended.container_id.is_empty() { &status.container_id } else { &ended.container_id };
+                let id = id_of(status, ended);
                 let run = run_of(id, ended);
                 if seen.ended != run {
                     seen.ended = run;
@@ -143,7 +150,7 @@ impl Pods {
             }
             let state = &status.state;
             let present = if let Some(ended) = &state.terminated {
-                let id = if ended.container_id.is_empty() { &status.container_id } else { &ended.container_id };
+                let id = id_of(status, ended);
                 let run = run_of(id, ended);
                 seen.present = 0;
                 if seen.ended == run || !self.is_news(ended) {
@@ -161,13 +168,7 @@ impl Pods {
                     ..Shown::default()
                 }
             } else if let Some(waiting) = &state.waiting {
-                Shown {
-                    id: &status.container_id,
-                    state: 1,
-                    reason: &waiting.reason,
-                    message: &waiting.message,
-                    ..Shown::default()
-                }
+                Shown::waiting(status, waiting)
             } else {
                 continue;
             };
@@ -208,7 +209,7 @@ impl Follower for Pods {
             present.is_ready,
             last.is_scheduled,
         ));
-        let has_ended = matches!(last.phase, "Succeeded" | "Failed");
+        let has_ended = has_ended(pod);
         let mut seen = state.unwrap_or_else(|| Seen {
             subject: subject_of(pod),
             // What has ended long ago was reported by the collector before.
@@ -257,6 +258,12 @@ impl Follower for Pods {
         if seen.is_reported {
             seen.stuck.look(now, self.stuck_after, &seen.subject, reports);
             report_conditions(now, seen, reports);
+            for (report, reported) in seen.containers.iter_mut().filter_map(|seen| seen.hindrance.as_mut()) {
+                if now.saturating_duration_since(*reported) >= AGAIN {
+                    *reported = now;
+                    reports.push(report.event());
+                }
+            }
         }
     }
 
@@ -352,6 +359,10 @@ fn statuses(pod: &Pod) -> impl Iterator<Item = (&ContainerStatus, u8)> {
     init.chain(ordinary).chain(status.ephemeral_container_statuses.iter().map(|status| (status, 2)))
 }
 
+fn has_ended(pod: &Pod) -> bool {
+    matches!(&*pod.status.phase, "Succeeded" | "Failed")
+}
+
 fn run_of(id: &str, ended: &Terminated) -> u64 {
     digest(&(id, unix_ns(ended.started_at.as_ref()), unix_ns(ended.finished_at.as_ref()), ended.exit_code))
 }
@@ -410,13 +421,13 @@ fn see_conditions(pod: &Pod, seen: &mut Seen, reports: &mut Vec<WatchReport>) {
     }
 }
 
-/// How often a condition that goes on is reported again: a server that was away when it ended would not learn of the
-/// end.
-const CONDITION_AGAIN: Duration = Duration::from_secs(120);
+/// How often a state that goes on is reported again. Its end may be missed: by a server that is away, or by a watch that begins
+/// when the object is gone. The server takes a state that is not reported any more for over.
+pub const AGAIN: Duration = Duration::from_secs(120);
 
 fn report_conditions(now: Instant, seen: &mut Seen, reports: &mut Vec<WatchReport>) {
     for held in &mut seen.conditions {
-        if held.reported.is_none_or(|at| now.saturating_duration_since(at) >= CONDITION_AGAIN) {
+        if held.reported.is_none_or(|at| now.saturating_duration_since(at) >= AGAIN) {
             held.reported = Some(now);
             reports.push(held.event(&seen.subject, false));
         }

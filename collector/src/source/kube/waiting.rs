@@ -1,12 +1,14 @@
 //! Pods that no node has taken yet.
 //!
 //! What enters: the pods without a node, of the whole cluster. What leaves: an event when the scheduler has given a
-//! reason, when the reason changes, and when the pod has a node or is gone. What must hold: a pod that is scheduled at
+//! reason, when the reason changes, again while it stands, and when the pod has a node or is gone. What must hold: a pod that is scheduled at
 //! once is never reported. A pod's owner is reported with it, since no node's collector can name it yet.
+
+use std::time::{Duration, Instant};
 
 use super::client::Resource;
 use super::objects::Pod;
-use super::pods::{is_system, owner_of, subject_of};
+use super::pods::{AGAIN, is_system, owner_of, subject_of};
 use super::report::{Subject, WatchReport};
 use super::watch::{Follower, digest};
 use crate::intake::identity::directory::Owner;
@@ -36,7 +38,8 @@ pub struct Seen {
     name: String,
     /// Digest of the last report; 0 for none, or none on this stream.
     print: u64,
-    was_reported: bool,
+    /// What the scheduler said last, reason and message, and when that was reported.
+    reported: Option<(String, String, Instant)>,
 }
 
 impl Seen {
@@ -61,18 +64,29 @@ impl Follower for Waiting {
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
             print: 0,
-            was_reported: false,
+            reported: None,
         });
         let scheduled = pod.status.conditions.iter().find(|condition| condition.r#type == "PodScheduled");
         // While the scheduler has not looked at it there is nothing to say.
         if let Some(why) = scheduled.filter(|condition| condition.status == "False") {
             let print = digest(&(&why.reason, &why.message)).max(1);
             if seen.print != print {
-                (seen.print, seen.was_reported) = (print, true);
+                seen.print = print;
+                seen.reported = Some((why.reason.clone(), why.message.clone(), Instant::now()));
                 reports.push(seen.event(&why.reason, &why.message, false));
             }
         }
         Some(seen)
+    }
+
+    const LOOK: Option<Duration> = Some(Duration::from_secs(15));
+
+    fn look(&mut self, now: Instant, seen: &mut Seen, reports: &mut Vec<WatchReport>) {
+        let is_due = |at: &Instant| now.saturating_duration_since(*at) >= AGAIN;
+        if let Some((reason, message, at)) = seen.reported.take_if(|(_, _, at)| is_due(at)) {
+            reports.push(seen.event(&reason, &message, false));
+            seen.reported = Some((reason, message, now.max(at)));
+        }
     }
 
     fn forget(&mut self, seen: &mut Seen) -> bool {
@@ -81,7 +95,7 @@ impl Follower for Waiting {
     }
 
     fn gone(&mut self, seen: Seen, reports: &mut Vec<WatchReport>) {
-        if seen.was_reported {
+        if seen.reported.is_some() {
             reports.push(seen.event("", "", true));
         }
     }
