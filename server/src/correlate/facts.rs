@@ -147,6 +147,11 @@ pub fn fact(
             fields.word("status", ["false", "true", "unknown"][usize::from(condition.status.min(2))]);
             fields.text("reason", condition.reason.to_native());
             fields.text("message", condition.message.to_native());
+            let header = frame.header();
+            let now_ns = header.realtime_ns.saturating_sub(header.boottime_ns.saturating_sub(time_ns));
+            if let Some(lasted) = now_ns.checked_sub(condition.since_ns.to_native()).filter(|&lasted| lasted < now_ns) {
+                fields.number("lasted", lasted);
+            }
         }
         ArchivedDetail::Rollout(rollout) => {
             fields.text("object_kind", rollout.kind.to_native());

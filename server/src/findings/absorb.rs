@@ -2,7 +2,7 @@
 //!
 //! What enters: every finding that is to be published, with the histories its anchor belongs to. What leaves: what to publish and
 //! what to withdraw instead. What must hold: a finding that another explains is not listed by itself, it is published with its
-//! root. When a root is withdrawn, its consequences stand by themselves again. A chain is no longer than `depth_max`; everything
+//! root. When a root is withdrawn, its consequences stand by themselves again; so does a state that outlives its root. A chain is no longer than `depth_max`; everything
 //! is bounded.
 
 use std::collections::VecDeque;
@@ -80,6 +80,16 @@ impl Absorber {
                 }
                 list.push_back(id);
             }
+        }
+        // What goes on after its root was over has another reason by now.
+        if let Some(root) = self.parent(id).filter(|root| self.outlives(*root, id)) {
+            if let Some(entry) = self.entries.get_mut(&root) {
+                entry.children.retain(|child| *child != id);
+            }
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.parent = None;
+            }
+            actions.extend(self.with_consequences(self.top(root)).map(Box::new).map(Action::Publish));
         }
         if self.parent(id).is_none()
             && let Some(root) = self.find_root(patterns, pattern, id, keys)
@@ -188,7 +198,15 @@ impl Absorber {
         let effect_ns = if is_state { effect.started_ns } else { effect.ended_ns };
         let is_in_time = cause.started_ns <= effect_ns.saturating_add(ROOT_LATE_NS)
             && effect.started_ns <= cause.ended_ns.saturating_add(window_ns);
-        is_in_time && self.top(root) != id && self.has_room(root, id)
+        is_in_time && self.top(root) != id && self.has_room(root, id) && !self.outlives(root, id)
+    }
+
+    /// Whether a state was reported to go on after its root, a state as well, was over.
+    fn outlives(&self, root: Id, id: Id) -> bool {
+        let finding = |id: Id| self.entries.get(&id).map(|entry| &entry.finding);
+        finding(root).zip(finding(id)).is_some_and(|(cause, effect)| {
+            effect.ongoing && cause.resolved_ns > 0 && effect.ended_ns > cause.resolved_ns
+        })
     }
 
     fn has_room(&self, root: Id, id: Id) -> bool {

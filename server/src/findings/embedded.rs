@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 98] = [
+pub(super) const EMBEDDED: [(&str, &str); 99] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -57,6 +57,7 @@ pub(super) const EMBEDDED: [(&str, &str); 98] = [
     ("never-ready.yaml", include_str!("../../patterns/never-ready.yaml")),
     ("node-allocatable-kill.yaml", include_str!("../../patterns/node-allocatable-kill.yaml")),
     ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
+    ("node-not-ready.yaml", include_str!("../../patterns/node-not-ready.yaml")),
     ("node-shutdown.yaml", include_str!("../../patterns/node-shutdown.yaml")),
     ("oom-daemon-kill.yaml", include_str!("../../patterns/oom-daemon-kill.yaml")),
     ("packets-vanish.yaml", include_str!("../../patterns/packets-vanish.yaml")),

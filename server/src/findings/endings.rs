@@ -108,10 +108,10 @@ pub fn subject_of(pattern: &Pattern, clue: &Clue) -> EntityId {
     }
 }
 
-/// When the state of a clue began, nanoseconds since 1970. A trouble is reported some time after it began.
+/// When the state of a clue began, nanoseconds since 1970. A trouble is reported some time after it began, as a node's condition is.
 pub fn began_ns(clue: &Clue) -> u64 {
     match &clue.detail {
-        ClueDetail::Fact(fact) if fact.kind == ClueKind::Trouble => {
+        ClueDetail::Fact(fact) if matches!(fact.kind, ClueKind::Trouble | ClueKind::NodeCondition) => {
             clue.realtime_ns.saturating_sub(fact.number("lasted"))
         }
         _ => clue.realtime_ns,

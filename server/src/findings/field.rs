@@ -274,7 +274,7 @@ fields! {
     ProcessComm => "process_comm", Text, &[ClueKind::Observation, ClueKind::Trouble];
     ProcessCommand => "process_command", Text, OBSERVATION;
     What => "what", Text, &[ClueKind::Gap, ClueKind::Trouble];
-    Lasted => "lasted", Nanoseconds, &[ClueKind::Gap, ClueKind::Trouble, ClueKind::Curve];
+    Lasted => "lasted", Nanoseconds, &[ClueKind::Gap, ClueKind::Trouble, ClueKind::Curve, ClueKind::NodeCondition];
     /// A mount point, or the kernel's function that a task waits in.
     Place => "place", Text, TROUBLE;
     Value => "value", Number, TROUBLE;

@@ -114,7 +114,9 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
 /// What a field says. Once a state is over, it lasted until then, and not until its last report.
 fn show(field: Field, clue: &Clue, subject: &Subject<'_>) -> Option<String> {
     match subject.over_ns {
-        Some(over_ns) if field == Field::Lasted && clue.kind() == ClueKind::Trouble => {
+        Some(over_ns)
+            if field == Field::Lasted && matches!(clue.kind(), ClueKind::Trouble | ClueKind::NodeCondition) =>
+        {
             Some(human_duration(over_ns.saturating_sub(began_ns(clue))))
         }
         _ => field.show(clue),
