@@ -79,6 +79,30 @@ fn the_pods_conditions_state_who_asked_for_its_deletion() {
 }
 
 #[test]
+fn a_pod_that_kubelet_refuses_is_reported_unless_it_had_run() {
+    let refused = |reason: &str, runs: bool| {
+        let mut gone = web();
+        if runs {
+            gone.node.runs(90 * SECOND, gone.pod, "web");
+        }
+        gone.node.pod_state(100 * SECOND, gone.pod, reason, false);
+        gone.node.lethal(100 * SECOND);
+        findings_of(&gone.node)
+    };
+    for reason in ["OutOfcpu", "OutOfpods", "UnexpectedAdmissionError", "NodeAffinity", "TopologyAffinityError"] {
+        let found = refused(reason, false);
+        assert_eq!(found.len(), 1, "{reason}: {found:#?}");
+        assert_eq!(found[0].pattern, "refused-by-kubelet");
+        assert!(found[0].title.contains(reason) && found[0].title.contains("node n1"), "{}", found[0].title);
+    }
+    let none = |found: &[tapio_wire::service::Finding]| found.iter().all(|one| one.pattern != "refused-by-kubelet");
+    assert!(none(&refused("NodeAffinity", true)), "kubelet that is started anew ends what ran");
+    for reason in ["", "Evicted", "NodeShutdown", "DeadlineExceeded"] {
+        assert!(none(&refused(reason, false)), "{reason}");
+    }
+}
+
+#[test]
 fn events_say_it_where_the_pod_does_not() {
     for (reason, message, pattern, severity) in [
         ("Preempted", "Preempted by shop/urgent on node n1", "preempted", "medium"),

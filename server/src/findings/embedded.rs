@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 99] = [
+pub(super) const EMBEDDED: [(&str, &str); 100] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -72,6 +72,7 @@ pub(super) const EMBEDDED: [(&str, &str); 99] = [
     ("preempted.yaml", include_str!("../../patterns/preempted.yaml")),
     ("process-stopped.yaml", include_str!("../../patterns/process-stopped.yaml")),
     ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
+    ("refused-by-kubelet.yaml", include_str!("../../patterns/refused-by-kubelet.yaml")),
     ("resize-refused.yaml", include_str!("../../patterns/resize-refused.yaml")),
     ("restarted-for-resize.yaml", include_str!("../../patterns/restarted-for-resize.yaml")),
     ("restarted-with-all.yaml", include_str!("../../patterns/restarted-with-all.yaml")),
