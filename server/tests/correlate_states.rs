@@ -150,6 +150,39 @@ fn a_controller_that_may_not_make_pods_is_reported() {
 }
 
 #[test]
+fn refused_pods_end_by_the_figures_of_their_own_controller() {
+    let refused = |owner: &str, kind: &str| {
+        let mut node = Node::new("n1");
+        let workload = node.kube_workload(owner, "shop");
+        node.said(100 * SECOND, workload, kind, "FailedCreate", "exceeded quota");
+        node
+    };
+    let none = [0, 0, 0];
+    let deployment = ["Deployment/web", "Deployment", ""];
+    // Owner and kind that speak; what they say; whether it is over by that.
+    let cases = [
+        (("Deployment/web", "ReplicaSet"), (deployment, [3, 3, 0]), false),
+        (("Deployment/web", "ReplicaSet"), (["Deployment/web", "Deployment", "FailedCreate"], none), true),
+        (("Deployment/web", "ReplicaSet"), (["Deployment/web", "ReplicaSet", ""], [3, 3, 0]), true),
+        (("ReplicaSet/web", "ReplicaSet"), (["ReplicaSet/web", "ReplicaSet", ""], [3, 3, 0]), false),
+        (("StatefulSet/web", "StatefulSet"), (["StatefulSet/web", "StatefulSet", ""], [3, 2, 1]), true),
+        (("StatefulSet/web", "StatefulSet"), (["StatefulSet/web", "StatefulSet", ""], [3, 3, 0]), false),
+        // Of a Job these are pods at work, succeeded and failed.
+        (("Job/web", "Job"), (["Job/web", "Job", ""], none), true),
+        (("Job/web", "Job"), (["Job/web", "Job", ""], [1, 1, 0]), true),
+        (("Job/web", "Job"), (["Job/web", "Job", "JobSuspended"], none), false),
+        (("Job/web", "Job"), (["Job/web", "Job", "DeadlineExceeded"], [0, 0, 2]), false),
+    ];
+    for ((owner, kind), (texts, figures), goes_on) in cases {
+        let mut node = refused(owner, kind);
+        node.rolls_out(130 * SECOND, texts, figures);
+        node.lethal(130 * SECOND);
+        let found = findings_of(&node).into_iter().find(|one| one.pattern == "pods-refused").expect("it is reported");
+        assert_eq!(found.ongoing, goes_on, "{texts:?} {figures:?}");
+    }
+}
+
+#[test]
 fn an_unschedulable_pod_is_reported_with_the_schedulers_message() {
     let mut node = Node::new("n1");
     let pod = pod(&mut node, 1);

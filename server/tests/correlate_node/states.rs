@@ -150,6 +150,29 @@ impl Node {
         self.lethal(at);
     }
 
+    /// Kubernetes says how a workload `web` rolls out: its owner, kind and reason; pods updated, ready and unavailable.
+    pub fn rolls_out(&mut self, at: u64, [owner, kind, reason]: [&str; 3], [updated, ready, unavailable]: [u32; 3]) {
+        let entity = self.kube_workload(owner, "shop");
+        let [kind, namespace, name, reason] = [kind, "shop", "web", reason].map(|text| self.name(text));
+        let rollout = Rollout {
+            kind,
+            namespace,
+            name,
+            images: NO_NAME,
+            images_before: NO_NAME,
+            reason,
+            message: NO_NAME,
+            generation: 1,
+            observed_generation: 1,
+            desired: 3,
+            updated,
+            ready,
+            unavailable,
+            is_gone: false,
+        };
+        self.push(at, entity, 0, Detail::Rollout(Box::new(rollout)));
+    }
+
     /// What it calls a node.
     pub fn calls(&mut self, node: u64, name: &str) {
         self.body.entities.push(Entity::named(EntityKind::Node, node, name));

@@ -67,7 +67,7 @@ impl Subject {
                 Some(Self::Pod { uid: uid.into(), namespace: namespace.into(), name: name.into() })
             }
             "Node" => Some(Self::Node(name.into())),
-            "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job" | "CronJob" => {
+            "Deployment" | "ReplicaSet" | "ReplicationController" | "StatefulSet" | "DaemonSet" | "Job" | "CronJob" => {
                 Some(Self::Workload { kind: kind.into(), namespace: namespace.into(), name: name.into() })
             }
             _ => None,
@@ -338,6 +338,14 @@ mod tests {
         assert_eq!(described(Some(&owner), 1), None);
         assert_eq!(described(None, 1), None);
         assert_eq!(described(None, 2).as_deref(), Some("Deployment/web"), "known from before");
+    }
+
+    #[test]
+    fn a_replication_controller_stands_for_itself() {
+        let subject = Subject::of("ReplicationController", "shop", "old", "");
+        let names = ("ReplicationController".into(), "shop".into(), "old".into());
+        assert_eq!(subject, Some(Subject::Workload { kind: names.0, namespace: names.1, name: names.2 }));
+        assert_eq!(Subject::of("PersistentVolumeClaim", "shop", "data", ""), None, "a claim is no entity");
     }
 
     #[test]
