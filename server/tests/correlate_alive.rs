@@ -155,6 +155,48 @@ fn a_stuck_pod_is_reported_with_kubernetes_message_until_freed() {
 }
 
 #[test]
+fn a_pod_that_waits_in_silence_is_reported_with_the_last_event() {
+    const WAITS: &str = "kubelet has not started container web, and does not say what it waits for";
+    for (what, place) in [("pending", WAITS), ("starting", "container web runs, and its startup probe has not passed")]
+    {
+        let mut node = Node::new("n1");
+        let pod = pod(&mut node);
+        node.said(80 * SECOND, pod, "Pod", "Scheduled", "assigned to n1");
+        node.said(90 * SECOND, pod, "Pod", "Pulling", "Pulling image \"shop/web:2\"");
+        node.trouble_of(300 * SECOND, pod, [what, place, "web"], false);
+        node.lethal(300 * SECOND);
+        let found = only_state(&node, "never-starts");
+        assert!(found.ongoing && found.summary.contains(place), "{}", found.summary);
+        assert!(found.summary.contains("Pulling image") && !found.summary.contains("assigned"), "{}", found.summary);
+        node.trouble_of(400 * SECOND, pod, [what, place, "web"], true);
+        node.lethal(400 * SECOND);
+        assert!(!only_state(&node, "never-starts").ongoing);
+    }
+}
+
+#[test]
+fn what_is_known_of_a_waiting_pod_goes_before_its_silence() {
+    let silent = |reason: &str, until: u64| {
+        let mut node = Node::new("n1");
+        let pod = pod(&mut node);
+        node.said(100 * SECOND, pod, "Pod", reason, "timed out waiting for the condition");
+        node.lethal(100 * SECOND);
+        for at in (300..until).step_by(120) {
+            node.trouble_of(at * SECOND, pod, ["pending", "kubelet has not started container web", ""], false);
+            node.lethal(at * SECOND);
+        }
+        let mut found = findings_of(&node);
+        found.retain(|one| one.ongoing);
+        found.into_iter().map(|one| (one.pattern, one.consequences.len())).collect::<Vec<_>>()
+    };
+    for (reason, pattern) in [("FailedMount", "volume-not-mounted"), ("FailedCreatePodSandBox", "sandbox-failed")] {
+        assert_eq!(silent(reason, 600), [(pattern.to_owned(), 1)]);
+        // Kubelet has said nothing of that for a quarter of an hour, and the pod still waits.
+        assert_eq!(silent(reason, 1_800), [("never-starts".to_owned(), 0)]);
+    }
+}
+
+#[test]
 fn an_unready_pod_is_reported_with_its_recent_cpu() {
     for (cpu_milli, at, expected) in [(0, 100, true), (200, 100, true), (200, 10, false)] {
         let at = at * SECOND;

@@ -325,7 +325,7 @@ pub fn fact(
             fields.known("limit", trouble.limit.to_native());
             fields.number("lasted", time_ns.saturating_sub(trouble.since_ns.to_native()));
             // Of a pod, it is a container that Kubernetes names.
-            if matches!(frame.body().name(trouble.what.to_native()), Some("not-ready" | "init-runs")) {
+            if matches!(frame.body().name(trouble.what.to_native()), Some("not-ready" | "init-runs" | "starting")) {
                 fields.text("container", trouble.comm.to_native());
             }
         }

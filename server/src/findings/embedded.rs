@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 100] = [
+pub(super) const EMBEDDED: [(&str, &str); 101] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -55,6 +55,7 @@ pub(super) const EMBEDDED: [(&str, &str); 100] = [
     ("memory-limit-kill.yaml", include_str!("../../patterns/memory-limit-kill.yaml")),
     ("never-goes.yaml", include_str!("../../patterns/never-goes.yaml")),
     ("never-ready.yaml", include_str!("../../patterns/never-ready.yaml")),
+    ("never-starts.yaml", include_str!("../../patterns/never-starts.yaml")),
     ("node-allocatable-kill.yaml", include_str!("../../patterns/node-allocatable-kill.yaml")),
     ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
     ("node-not-ready.yaml", include_str!("../../patterns/node-not-ready.yaml")),

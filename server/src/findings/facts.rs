@@ -155,6 +155,7 @@ fn trouble(fact: &Fact) -> String {
     let of_pod = match fact.text("what") {
         "not-ready" => Some(format!("it runs and is not ready: {place}")),
         "init-runs" => Some(format!("init container {who} runs")),
+        "pending" | "starting" => Some(format!("it has not started: {place}")),
         "terminating" => Some(format!("its time to end is over: {place}")),
         "stopped" => Some(format!("its first process {who} is stopped")),
         _ => None,

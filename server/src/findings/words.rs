@@ -35,7 +35,7 @@ pub(super) fn words(field: Field, kind: ClueKind) -> Vec<&'static str> {
 }
 
 /// What collectors call what is wrong with something that lives.
-const TROUBLES: [&str; 13] = [
+const TROUBLES: [&str; 15] = [
     "throttled",
     "pids-at-limit",
     "memory-high",
@@ -48,6 +48,8 @@ const TROUBLES: [&str; 13] = [
     "inodes-full",
     "not-ready",
     "init-runs",
+    "pending",
+    "starting",
     "terminating",
 ];
 

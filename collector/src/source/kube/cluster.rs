@@ -46,7 +46,7 @@ pub async fn watch(context: &Context, since_ns: u64, section: &K8sSection, nodes
         always(context, Resource::new("events", "/api/v1/events"), || {
             Events::new(node(), replica_sets.clone(), since_ns, excludes_system)
         }),
-        always(context, waiting::without_node(), || Waiting::new(excludes_system)),
+        always(context, waiting::without_node(), || Waiting::new(excludes_system, section.stuck_after)),
         always(context, Resource::new("nodes", "/api/v1/nodes"), || Nodes::new(Arc::clone(nodes), section.stuck_after)),
         workloads(WorkloadKind::Deployment),
         workloads(WorkloadKind::ReplicaSet),

@@ -59,6 +59,7 @@ object! {
         ephemeral_containers: Vec<Container>,
         volumes: Vec<Volume>,
         node_name: String,
+        scheduler_name: String,
         host_network: bool,
     }
     Container {

@@ -1,4 +1,5 @@
-//! Pods that are stuck: a pod that runs and is not ready, an init container that does not end, a deleted pod that stays.
+//! Pods that are stuck: a pod that runs and is not ready, an init container that does not end, a deleted pod that stays. So is one
+//! with a container that does not start while nobody says why.
 //!
 //! In: the pod's object, and the clock. Out: a trouble once a condition has lasted long enough, again while it lasts,
 //! and when it ends. What must hold: a pod that waits for its image or is restarted again and again is not stuck, since
@@ -17,15 +18,21 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(120);
 
 /// A condition that should not last.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Lasting {
+pub(super) struct Lasting {
     /// Name of the trouble in events and patterns.
-    what: &'static str,
+    pub(super) what: &'static str,
     /// When it began, nanoseconds since 1970.
-    since_ns: u64,
+    pub(super) since_ns: u64,
     /// The container that it is about, empty for none.
-    container: String,
+    pub(super) container: String,
     /// What Kubernetes says of it.
-    why: String,
+    pub(super) why: String,
+}
+
+impl Lasting {
+    pub(super) fn has_lasted(&self, after: Duration) -> bool {
+        self.since_ns > 0 && realtime_ns().saturating_sub(self.since_ns) >= after.as_nanos() as u64
+    }
 }
 
 /// The conditions of one pod that should not last, and which of them were reported.
@@ -48,9 +55,8 @@ impl Stuck {
 
     /// Reports conditions that have lasted for `after`, unless a report was made lately.
     pub fn look(&mut self, now: Instant, after: Duration, subject: &Subject, reports: &mut Vec<WatchReport>) {
-        let now_ns = realtime_ns();
         for lasting in &self.lasting {
-            if now_ns.saturating_sub(lasting.since_ns) < after.as_nanos() as u64 {
+            if !lasting.has_lasted(after) {
                 continue;
             }
             let is_it = |known: &&mut (Lasting, Instant)| {
@@ -71,7 +77,7 @@ impl Stuck {
     }
 }
 
-fn event(subject: &Subject, lasting: &Lasting, is_over: bool) -> WatchReport {
+pub(super) fn event(subject: &Subject, lasting: &Lasting, is_over: bool) -> WatchReport {
     let lasted_ns = realtime_ns().saturating_sub(lasting.since_ns);
     let Lasting { what, container, why, .. } = lasting.clone();
     WatchReport::event(subject.clone(), move |batch| {
@@ -104,14 +110,13 @@ fn lasting(pod: &Pod) -> Vec<Lasting> {
         return found;
     }
     for status in &pod.status.init_container_statuses {
-        let specified = pod.spec.init_containers.iter().find(|container| container.name == status.name);
-        // An init container that is always restarted is a sidecar.
-        let is_sidecar = specified.is_some_and(|container| container.restart_policy == "Always");
-        if let Some(running) = status.state.running.as_ref().filter(|_| !is_sidecar) {
+        if let Some(running) = status.state.running.as_ref().filter(|_| !is_sidecar(pod, &status.name)) {
             let since_ns = unix_ns(running.started_at.as_ref());
             found.push(Lasting { what: "init-runs", since_ns, container: status.name.clone(), why: String::new() });
         }
     }
+    found.extend(pending(pod));
+    found.extend(starting(pod));
     let statuses = &pod.status.container_statuses;
     let all_run = !statuses.is_empty() && statuses.iter().all(|status| status.state.running.is_some());
     // A container that is starting has its startup probe, whose failures kill it. The node controller also sets Ready to False when a
@@ -140,6 +145,47 @@ fn lasting(pod: &Pod) -> Vec<Lasting> {
     }
     found.retain(|lasting| lasting.since_ns > 0);
     found
+}
+
+/// Whether it is an init container that is always restarted: a sidecar.
+fn is_sidecar(pod: &Pod, name: &str) -> bool {
+    pod.spec.init_containers.iter().any(|container| container.name == name && container.restart_policy == "Always")
+}
+
+/// A container that kubelet has not started, without a word of what it waits for: a slow pull, a volume, a hook that hangs.
+fn pending(pod: &Pod) -> Option<Lasting> {
+    let status = &pod.status;
+    let (init, ordinary) = (&status.init_container_statuses, &status.container_statuses);
+    let is_on_its_way = |status: &ContainerStatus| {
+        let waiting = status.state.waiting.as_ref();
+        waiting.is_none_or(|waiting| matches!(&*waiting.reason, "" | "ContainerCreating" | "PodInitializing"))
+    };
+    let init_runs = init.iter().any(|one| one.state.running.is_some() && !is_sidecar(pod, &one.name));
+    if status.phase != "Pending" || init_runs || !init.iter().chain(ordinary).all(is_on_its_way) {
+        return None;
+    }
+    let why = match init.iter().chain(ordinary).find(|one| one.state.waiting.is_some()) {
+        Some(one) => format!("kubelet has not started container {}, and does not say what it waits for", one.name),
+        None if ordinary.is_empty() => "kubelet has said nothing of its containers".to_owned(),
+        None => return None,
+    };
+    let scheduled = status.conditions.iter().find(|condition| condition.r#type == "PodScheduled");
+    let scheduled = scheduled.and_then(|condition| condition.last_transition_time.as_ref());
+    let ended = init.iter().filter_map(|one| one.state.terminated.as_ref()?.finished_at.as_ref());
+    let begun = ended.chain(scheduled).chain(&pod.metadata.creation_timestamp);
+    let since_ns = begun.map(|time| unix_ns(Some(time))).max().unwrap_or(0);
+    Some(Lasting { what: "pending", since_ns, container: String::new(), why })
+}
+
+/// Containers that run and have not started as Kubernetes means it.
+fn starting(pod: &Pod) -> impl Iterator<Item = Lasting> {
+    let sidecars = pod.status.init_container_statuses.iter().filter(move |status| is_sidecar(pod, &status.name));
+    sidecars.chain(&pod.status.container_statuses).filter(|status| status.started == Some(false)).filter_map(|status| {
+        let running = status.state.running.as_ref()?;
+        let why = format!("container {} runs, and its postStart hook or startup probe has not passed", status.name);
+        let since_ns = unix_ns(running.started_at.as_ref());
+        Some(Lasting { what: "starting", since_ns, container: status.name.clone(), why })
+    })
 }
 
 #[cfg(test)]
@@ -200,14 +246,10 @@ mod tests {
         let now = k8s_openapi::jiff::Timestamp::now().to_string();
         stuck.seen(&pod(not_ready(&now), false), &subject(), &mut reports);
         stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut reports);
-        let mut starts = not_ready("2026-01-01T00:00:00Z");
-        starts["containerStatuses"][0]["started"] = false.into();
         let mut given_up = not_ready("2026-01-01T00:00:00Z");
         given_up["conditions"][0]["reason"] = serde_json::Value::Null;
-        for other in [starts, given_up] {
-            stuck.seen(&pod(other, false), &subject(), &mut reports);
-            stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut reports);
-        }
+        stuck.seen(&pod(given_up, false), &subject(), &mut reports);
+        stuck.look(Instant::now(), STUCK_AFTER, &subject(), &mut reports);
         let mut waits = not_ready("2026-01-01T00:00:00Z");
         waits["containerStatuses"][0]["state"] = serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}});
         stuck.seen(&pod(waits, false), &subject(), &mut reports);
@@ -223,6 +265,43 @@ mod tests {
         ]});
         let found = lasting(&pod(status, false));
         assert_eq!(found.iter().map(|one| (one.what, &*one.container)).collect::<Vec<_>>(), [("init-runs", "wait")]);
+    }
+
+    #[test]
+    fn a_container_that_does_not_start_is_pending_unless_something_says_why() {
+        const LONG_AGO: &str = "2026-01-01T00:00:00Z";
+        let waiting = |reason: &str| serde_json::json!({"name": "web", "state": {"waiting": {"reason": reason}}});
+        let of = |phase: &str, init: serde_json::Value, containers: serde_json::Value| {
+            let scheduled =
+                serde_json::json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": LONG_AGO});
+            let found = lasting(&pod(
+                serde_json::json!({"phase": phase, "conditions": [scheduled], "initContainerStatuses": init, "containerStatuses": containers}),
+                false,
+            ));
+            found.into_iter().map(|one| (one.what, one.why)).collect::<Vec<_>>()
+        };
+        let none = serde_json::json!([]);
+        let creating = serde_json::json!([waiting("ContainerCreating")]);
+        let web = "kubelet has not started container web, and does not say what it waits for";
+        let pending = |why: &str| vec![("pending", why.to_owned())];
+        assert_eq!(of("Pending", none.clone(), creating.clone()), pending(web));
+        // A hook of the second container hangs, with a sidecar that runs.
+        let mut second = running("proxy2", true, LONG_AGO);
+        second["started"] = true.into();
+        let both = serde_json::json!([second, waiting("ContainerCreating")]);
+        assert_eq!(of("Pending", serde_json::json!([running("proxy", true, LONG_AGO)]), both), pending(web));
+        assert_eq!(of("Pending", none.clone(), none.clone()), pending("kubelet has said nothing of its containers"));
+        for reason in ["ImagePullBackOff", "CreateContainerConfigError", "CrashLoopBackOff"] {
+            assert!(of("Pending", none.clone(), serde_json::json!([waiting(reason)])).is_empty(), "{reason}");
+        }
+        let init = serde_json::json!([running("wait", false, LONG_AGO)]);
+        let initializing = serde_json::json!([waiting("PodInitializing")]);
+        assert_eq!(of("Pending", init, initializing), [("init-runs", String::new())], "its init container says it");
+        assert!(of("Running", none.clone(), creating).is_empty());
+        let mut starts = running("web", false, LONG_AGO);
+        starts["started"] = false.into();
+        let found = of("Running", none, serde_json::json!([starts]));
+        assert!(found.len() == 1 && found[0].0 == "starting" && found[0].1.contains("startup probe"), "{found:?}");
     }
 
     #[test]

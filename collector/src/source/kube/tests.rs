@@ -81,10 +81,39 @@ fn a_pod_that_no_node_takes_is_reported_again() {
         }))
     };
     for (status, expected) in [("False", [0, 1, 0, 1]), ("True", [0; 4])] {
-        let (mut follower, mut reports) = (Waiting::new(false), Vec::new());
+        let (mut follower, mut reports) = (Waiting::new(false, STUCK_AFTER), Vec::new());
         let mut kept = follower.seen(&said(status), None, true, &mut reports).expect("kept");
         assert_eq!(looks(&mut follower, &mut kept, &[60, 121, 130, 242]), expected, "{status}");
     }
+}
+
+#[test]
+fn a_pod_that_no_scheduler_looks_at_is_reported_until_one_does() {
+    let pod = |created: &str, conditions: Value| {
+        read::<Pod>(json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u1", "creationTimestamp": created},
+            "spec": {"schedulerName": "my-scheduler"}, "status": {"conditions": conditions},
+        }))
+    };
+    let mut follower = Waiting::new(false, STUCK_AFTER);
+    let mut see = |pod: &Pod, kept| {
+        let mut reports = Vec::new();
+        let kept = follower.seen(pod, kept, false, &mut reports).expect("kept");
+        (kept, reports.len())
+    };
+    let now = k8s_openapi::jiff::Timestamp::now().to_string();
+    assert_eq!(see(&pod(&now, json!([])), None).1, 0, "it was made just now");
+    let (mut kept, begun) = see(&pod(LONG_AGO, json!([])), None);
+    assert_eq!(begun, 1);
+    let mut other = Waiting::new(false, STUCK_AFTER);
+    assert_eq!(looks(&mut other, &mut kept, &[60, 121, 130, 242]), [0, 1, 0, 1]);
+    let said = json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1"}]);
+    let (_, over) = see(&pod(LONG_AGO, said), Some(kept));
+    assert_eq!(over, 2, "the scheduler's word, and that it has spoken");
+    let (kept, _) = see(&pod(LONG_AGO, json!([])), None);
+    let mut reports = Vec::new();
+    other.gone(kept, &mut reports);
+    assert_eq!(reports.len(), 1, "it has a node, or is gone");
 }
 
 #[test]

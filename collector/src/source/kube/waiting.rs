@@ -1,15 +1,17 @@
 //! Pods that no node has taken yet.
 //!
 //! What enters: the pods without a node, of the whole cluster. What leaves: an event when the scheduler has given a
-//! reason, when the reason changes, again while it stands, and when the pod has a node or is gone. What must hold: a pod that is scheduled at
+//! reason, when the reason changes, again while it stands, and when the pod has a node or is gone. A pod of which no
+//! scheduler has said anything for long is reported as well. What must hold: a pod that is scheduled at
 //! once is never reported. A pod's owner is reported with it, since no node's collector can name it yet.
 
 use std::time::{Duration, Instant};
 
 use super::client::Resource;
-use super::objects::Pod;
+use super::objects::{Pod, unix_ns};
 use super::pods::{AGAIN, is_system, owner_of, subject_of};
 use super::report::{Subject, WatchReport};
+use super::stuck::{self, Lasting};
 use super::watch::{Follower, digest};
 use crate::intake::identity::directory::Owner;
 
@@ -21,12 +23,13 @@ pub fn without_node() -> Resource {
 /// Watches the pods that have no node yet.
 pub struct Waiting {
     excludes_system: bool,
+    stuck_after: Duration,
 }
 
 impl Waiting {
-    /// Knows of none yet.
-    pub fn new(excludes_system: bool) -> Self {
-        Self { excludes_system }
+    /// Knows of none yet. One of which no scheduler says anything for `stuck_after` is reported.
+    pub fn new(excludes_system: bool, stuck_after: Duration) -> Self {
+        Self { excludes_system, stuck_after }
     }
 }
 
@@ -40,12 +43,20 @@ pub struct Seen {
     print: u64,
     /// What the scheduler said last, reason and message, and when that was reported.
     reported: Option<(String, String, Instant)>,
+    /// No scheduler has said anything, and when that was reported last.
+    unseen: Option<(Lasting, Option<Instant>)>,
 }
 
 impl Seen {
     fn event(&self, reason: &str, message: &str, is_gone: bool) -> WatchReport {
         let texts = ["Pod", &self.namespace, &self.name, "Waiting", reason, message];
         WatchReport::object_state(self.subject.clone(), texts, (0, 0), is_gone).owned_by(self.owner.clone())
+    }
+}
+
+impl Seen {
+    fn trouble(&self, lasting: &Lasting, is_over: bool) -> WatchReport {
+        stuck::event(&self.subject, lasting, is_over).owned_by(self.owner.clone())
     }
 }
 
@@ -65,9 +76,21 @@ impl Follower for Waiting {
             name: meta.name.clone(),
             print: 0,
             reported: None,
+            unseen: None,
         });
         let scheduled = pod.status.conditions.iter().find(|condition| condition.r#type == "PodScheduled");
-        // While the scheduler has not looked at it there is nothing to say.
+        let before = seen.unseen.take();
+        match (scheduled, before) {
+            // While the scheduler has not looked at it there is nothing to say, for a while.
+            (None, before) => {
+                let why = format!("no scheduler has said anything of it; it asks for {}", pod.spec.scheduler_name);
+                let since_ns = unix_ns(meta.creation_timestamp.as_ref());
+                let lasting = Lasting { what: "pending", since_ns, container: String::new(), why };
+                seen.unseen = Some((lasting, before.and_then(|(_, reported)| reported)));
+            }
+            (Some(_), Some((lasting, Some(_)))) => reports.push(seen.trouble(&lasting, true)),
+            (Some(_), _) => {}
+        }
         if let Some(why) = scheduled.filter(|condition| condition.status == "False") {
             let print = digest(&(&why.reason, &why.message)).max(1);
             if seen.print != print {
@@ -76,6 +99,7 @@ impl Follower for Waiting {
                 reports.push(seen.event(&why.reason, &why.message, false));
             }
         }
+        self.look(Instant::now(), &mut seen, reports);
         Some(seen)
     }
 
@@ -87,16 +111,29 @@ impl Follower for Waiting {
             reports.push(seen.event(&reason, &message, false));
             seen.reported = Some((reason, message, now.max(at)));
         }
+        if let Some((lasting, reported)) = seen.unseen.take() {
+            let is_due = reported.is_none_or(|at| is_due(&at)) && lasting.has_lasted(self.stuck_after);
+            if is_due {
+                reports.push(seen.trouble(&lasting, false));
+            }
+            seen.unseen = Some((lasting, if is_due { Some(now) } else { reported }));
+        }
     }
 
     fn forget(&mut self, seen: &mut Seen) -> bool {
         seen.print = 0;
+        if let Some((_, reported)) = &mut seen.unseen {
+            *reported = None;
+        }
         true
     }
 
     fn gone(&mut self, seen: Seen, reports: &mut Vec<WatchReport>) {
         if seen.reported.is_some() {
             reports.push(seen.event("", "", true));
+        }
+        if let Some((lasting, Some(_))) = &seen.unseen {
+            reports.push(seen.trouble(lasting, true));
         }
     }
 }
