@@ -150,6 +150,25 @@ fn a_controller_that_may_not_make_pods_is_reported() {
 }
 
 #[test]
+fn a_pod_that_waits_for_a_claim_says_why_that_is_not_bound() {
+    const UNBOUND: &str = "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims";
+    let found = |claim: bool| {
+        let mut node = Node::new("n1");
+        let pod = pod(&mut node, 1);
+        node.waits_for_a_node(100 * SECOND, pod, "Unschedulable", UNBOUND, false);
+        if claim {
+            node.waits_for_a_claim(115 * SECOND, pod, "Pending", "ProvisioningFailed");
+        }
+        node.lethal(115 * SECOND);
+        only_state(&node, "unschedulable")
+    };
+    let with = found(true);
+    let says = "Its claim data-web-0 is Pending. Of that claim was said: storageclass \"fast\" not found (ProvisioningFailed).";
+    assert!(with.ongoing && with.summary.contains(says), "{}", with.summary);
+    assert!(!found(false).summary.contains("claim data"), "nothing is known of it");
+}
+
+#[test]
 fn refused_pods_end_by_the_figures_of_their_own_controller() {
     let refused = |owner: &str, kind: &str| {
         let mut node = Node::new("n1");

@@ -58,6 +58,15 @@ impl Node {
         self.object_state(at, pod, ["Pod", "Waiting", reason, message], is_gone);
     }
 
+    /// A pod waits for a claim: the claim's phase, and the reason of what was said of it.
+    pub fn waits_for_a_claim(&mut self, at: u64, pod: EntityId, phase: &str, reason: &str) {
+        self.object_state(at, pod, ["PersistentVolumeClaim", phase, reason, "storageclass \"fast\" not found"], false);
+        let name = self.name("data-web-0");
+        if let Some(Event { body: Detail::ObjectState(state), .. }) = self.body.events.last_mut() {
+            state.name = name;
+        }
+    }
+
     fn object_state(&mut self, at: u64, entity: EntityId, texts: [&str; 4], is_gone: bool) {
         let [kind, state, reason, message] = texts.map(|text| self.name(text));
         let state = ObjectState {

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::claims::KnownClaims;
 use super::client::Resource;
 use super::config::{Configs, Uses};
 use super::events::{Autoscalers, Claims, Events, Nodes};
@@ -26,7 +27,7 @@ pub async fn watch(context: &Context, since_ns: u64, section: &K8sSection, nodes
     let excludes_system = section.exclude_system_namespaces;
     let uses = Arc::new(Mutex::new(Uses::default()));
     let services = Arc::new(Mutex::new(ServiceTable::default()));
-    let replica_sets = ReplicaSets::default();
+    let (replica_sets, claims) = (ReplicaSets::default(), KnownClaims::default());
     let workloads = |kind: WorkloadKind| {
         let (uses, replica_sets) = (Arc::clone(&uses), replica_sets.clone());
         always(context, Resource::new(kind.what(), kind.path()), move || {
@@ -44,9 +45,11 @@ pub async fn watch(context: &Context, since_ns: u64, section: &K8sSection, nodes
     let node = || Arc::clone(&context.node);
     futures::join!(
         always(context, Resource::new("events", "/api/v1/events"), || {
-            Events::new(node(), replica_sets.clone(), since_ns, excludes_system)
+            Events::new(node(), replica_sets.clone(), claims.clone(), since_ns, excludes_system)
         }),
-        always(context, waiting::without_node(), || Waiting::new(excludes_system, section.stuck_after)),
+        always(context, waiting::without_node(), || {
+            Waiting::new(excludes_system, section.stuck_after, claims.clone())
+        }),
         always(context, Resource::new("nodes", "/api/v1/nodes"), || Nodes::new(Arc::clone(nodes), section.stuck_after)),
         workloads(WorkloadKind::Deployment),
         workloads(WorkloadKind::ReplicaSet),
@@ -65,7 +68,7 @@ pub async fn watch(context: &Context, since_ns: u64, section: &K8sSection, nodes
             || Autoscalers::new(node(), excludes_system)
         ),
         always(context, Resource::new("persistentvolumeclaims", "/api/v1/persistentvolumeclaims"), || {
-            Claims::new(node(), excludes_system)
+            Claims::new(node(), claims.clone(), excludes_system)
         }),
     );
 }

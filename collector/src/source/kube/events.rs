@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tapio_wire::event::{Detail, KubeEvent, NodeCondition};
 use tapio_wire::program::EVENTS_COMPONENT;
 
+use super::claims::KnownClaims;
 use super::objects::{self, Condition, unix_ns};
 use super::pods::{AGAIN, is_system};
 use super::report::{Subject, WatchReport};
@@ -31,14 +32,21 @@ const LATE_NS: u64 = 30_000_000_000;
 pub struct Events {
     node: Arc<str>,
     replica_sets: ReplicaSets,
+    claims: KnownClaims,
     since_ns: u64,
     excludes_system: bool,
 }
 
 impl Events {
-    /// Reports Events after `since_ns`. An Event about a ReplicaSet gets its Deployment as subject.
-    pub fn new(node: Arc<str>, replica_sets: ReplicaSets, since_ns: u64, excludes_system: bool) -> Self {
-        Self { node, replica_sets, since_ns: since_ns.saturating_sub(SKEW_NS), excludes_system }
+    /// Reports Events after `since_ns`. An Event about a ReplicaSet gets its Deployment as subject; `claims` learns what is said of them.
+    pub fn new(
+        node: Arc<str>,
+        replica_sets: ReplicaSets,
+        claims: KnownClaims,
+        since_ns: u64,
+        excludes_system: bool,
+    ) -> Self {
+        Self { node, replica_sets, claims, since_ns: since_ns.saturating_sub(SKEW_NS), excludes_system }
     }
 }
 
@@ -69,6 +77,9 @@ impl Follower for Events {
         let last_ns = last_ns.into_iter().find(|time| *time > 0).unwrap_or(0);
         let count = series.map_or(event.count, |series| series.count).max(1);
         let print = digest(&(count, last_ns));
+        if state != Some(print) {
+            self.claims.said(event);
+        }
         let about = &event.involved_object;
         let component = match event.source.component.is_empty() {
             true => &event.reporting_component,
@@ -359,13 +370,14 @@ impl Follower for Autoscalers {
 /// PersistentVolumeClaims.
 pub struct Claims {
     node: Arc<str>,
+    known: KnownClaims,
     excludes_system: bool,
 }
 
 impl Claims {
-    /// A claim is no entity: it is reported for the node that watches.
-    pub fn new(node: Arc<str>, excludes_system: bool) -> Self {
-        Self { node, excludes_system }
+    /// A claim is no entity: it is reported for the node that watches. `known` learns them.
+    pub fn new(node: Arc<str>, known: KnownClaims, excludes_system: bool) -> Self {
+        Self { node, known, excludes_system }
     }
 }
 
@@ -391,6 +403,7 @@ impl Follower for Claims {
             name: meta.name.clone(),
             print: 0,
         });
+        self.known.seen(&meta.namespace, &meta.name, &claim.status.phase);
         let condition = claim.status.conditions.iter().find(|condition| condition.status == "True");
         let state = ReportedState {
             state: &claim.status.phase,
@@ -408,6 +421,7 @@ impl Follower for Claims {
     }
 
     fn gone(&mut self, seen: SeenState, reports: &mut Vec<WatchReport>) {
+        self.known.gone(&seen.namespace, &seen.name);
         state_gone(&seen, reports);
     }
 }
@@ -425,7 +439,7 @@ mod tests {
             "lastTimestamp": at.to_string(),
         });
         let event: objects::Event = serde_json::from_value(event).expect("an Event");
-        let mut events = Events::new("node".into(), ReplicaSets::default(), 0, false);
+        let mut events = Events::new("node".into(), ReplicaSets::default(), KnownClaims::default(), 0, false);
         let mut reports = Vec::new();
         events.seen(&event, None, true, &mut reports);
         reports.pop().expect("it is reported")

@@ -5,6 +5,7 @@
 //! nothing is dropped: when there is no room the watches wait, and the API server keeps what they have not read. The only
 //! object that is ever written is the election's Lease.
 
+mod claims;
 pub mod client;
 mod cluster;
 mod config;

@@ -5,7 +5,7 @@
 //! object does not end a watch.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 
 /// Takes null for the default: an empty list of Go is written so.
@@ -76,7 +76,17 @@ object! {
     ValueFrom { config_map_key_ref: Named, secret_key_ref: Named, }
     EnvFrom { config_map_ref: Named, secret_ref: Named, }
     Named { name: String, }
-    Volume { config_map: Named, secret: SecretVolume, projected: Projected, image: ImageVolume, }
+    Volume {
+        name: String,
+        config_map: Named,
+        secret: SecretVolume,
+        projected: Projected,
+        image: ImageVolume,
+        persistent_volume_claim: ClaimVolume,
+        /// A claim that is made for the pod.
+        ephemeral: Option<IgnoredAny>,
+    }
+    ClaimVolume { claim_name: String, }
     /// Since Kubernetes 1.31: an image as a volume.
     ImageVolume { reference: String, }
     SecretVolume { secret_name: String, }

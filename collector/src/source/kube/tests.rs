@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::claims::KnownClaims;
 use super::events::Nodes;
 use super::objects::{Node, Pod};
 use super::pods::Pods;
@@ -81,7 +82,7 @@ fn a_pod_that_no_node_takes_is_reported_again() {
         }))
     };
     for (status, expected) in [("False", [0, 1, 0, 1]), ("True", [0; 4])] {
-        let (mut follower, mut reports) = (Waiting::new(false, STUCK_AFTER), Vec::new());
+        let (mut follower, mut reports) = (Waiting::new(false, STUCK_AFTER, KnownClaims::default()), Vec::new());
         let mut kept = follower.seen(&said(status), None, true, &mut reports).expect("kept");
         assert_eq!(looks(&mut follower, &mut kept, &[60, 121, 130, 242]), expected, "{status}");
     }
@@ -95,7 +96,7 @@ fn a_pod_that_no_scheduler_looks_at_is_reported_until_one_does() {
             "spec": {"schedulerName": "my-scheduler"}, "status": {"conditions": conditions},
         }))
     };
-    let mut follower = Waiting::new(false, STUCK_AFTER);
+    let mut follower = Waiting::new(false, STUCK_AFTER, KnownClaims::default());
     let mut see = |pod: &Pod, kept| {
         let mut reports = Vec::new();
         let kept = follower.seen(pod, kept, false, &mut reports).expect("kept");
@@ -105,7 +106,7 @@ fn a_pod_that_no_scheduler_looks_at_is_reported_until_one_does() {
     assert_eq!(see(&pod(&now, json!([])), None).1, 0, "it was made just now");
     let (mut kept, begun) = see(&pod(LONG_AGO, json!([])), None);
     assert_eq!(begun, 1);
-    let mut other = Waiting::new(false, STUCK_AFTER);
+    let mut other = Waiting::new(false, STUCK_AFTER, KnownClaims::default());
     assert_eq!(looks(&mut other, &mut kept, &[60, 121, 130, 242]), [0, 1, 0, 1]);
     let said = json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1"}]);
     let (_, over) = see(&pod(LONG_AGO, said), Some(kept));
@@ -114,6 +115,25 @@ fn a_pod_that_no_scheduler_looks_at_is_reported_until_one_does() {
     let mut reports = Vec::new();
     other.gone(kept, &mut reports);
     assert_eq!(reports.len(), 1, "it has a node, or is gone");
+}
+
+#[test]
+fn a_claim_that_is_not_bound_is_reported_with_the_pod_that_waits_for_it() {
+    let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1"});
+    let pod: Pod = read(json!({
+        "metadata": {"name": "web", "namespace": "shop", "uid": "u1"},
+        "spec": {"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]},
+        "status": {"conditions": [condition]},
+    }));
+    let claims = KnownClaims::default();
+    let (mut follower, mut reports) = (Waiting::new(false, STUCK_AFTER, claims.clone()), Vec::new());
+    let mut kept = follower.seen(&pod, None, true, &mut reports).expect("kept");
+    assert_eq!(reports.len(), 1, "nothing is known of the claim");
+    claims.seen("shop", "data", "Pending");
+    assert_eq!(looks(&mut follower, &mut kept, &[15, 30]), [1, 0], "at once, and once");
+    assert_eq!(looks(&mut follower, &mut kept, &[130]), [2], "both again");
+    claims.seen("shop", "data", "Bound");
+    assert_eq!(looks(&mut follower, &mut kept, &[140, 260]), [0, 1], "it waits for something else");
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Pods that no node has taken yet.
 //!
 //! What enters: the pods without a node, of the whole cluster. What leaves: an event when the scheduler has given a
-//! reason, when the reason changes, again while it stands, and when the pod has a node or is gone. A pod of which no
-//! scheduler has said anything for long is reported as well. What must hold: a pod that is scheduled at
+//! reason, when the reason changes, again while it stands, and when the pod has a node or is gone. Its claims that are not
+//! bound are reported with it, and a pod of which no scheduler has said anything for long. What must hold: a pod that is scheduled at
 //! once is never reported. A pod's owner is reported with it, since no node's collector can name it yet.
 
 use std::time::{Duration, Instant};
 
+use super::claims::{KnownClaims, claims_of};
 use super::client::Resource;
 use super::objects::{Pod, unix_ns};
 use super::pods::{AGAIN, is_system, owner_of, subject_of};
@@ -24,12 +25,26 @@ pub fn without_node() -> Resource {
 pub struct Waiting {
     excludes_system: bool,
     stuck_after: Duration,
+    claims: KnownClaims,
 }
 
 impl Waiting {
     /// Knows of none yet. One of which no scheduler says anything for `stuck_after` is reported.
-    pub fn new(excludes_system: bool, stuck_after: Duration) -> Self {
-        Self { excludes_system, stuck_after }
+    pub fn new(excludes_system: bool, stuck_after: Duration, claims: KnownClaims) -> Self {
+        Self { excludes_system, stuck_after, claims }
+    }
+
+    /// Reports which of its claims are not bound, where that is news or `again`.
+    fn report_claims(&self, seen: &mut Seen, again: bool, reports: &mut Vec<WatchReport>) {
+        let unbound = self.claims.unbound(&seen.namespace, &seen.claims);
+        let print = digest(&unbound);
+        if again || seen.claims_print != print {
+            seen.claims_print = print;
+            reports.extend(unbound.iter().map(|[name, phase, reason, message]| {
+                let texts = ["PersistentVolumeClaim", &seen.namespace, name, phase, reason, message];
+                WatchReport::object_state(seen.subject.clone(), texts, (0, 0), false).owned_by(seen.owner.clone())
+            }));
+        }
     }
 }
 
@@ -45,6 +60,9 @@ pub struct Seen {
     reported: Option<(String, String, Instant)>,
     /// No scheduler has said anything, and when that was reported last.
     unseen: Option<(Lasting, Option<Instant>)>,
+    claims: Vec<String>,
+    /// Of what was reported of them.
+    claims_print: u64,
 }
 
 impl Seen {
@@ -77,6 +95,8 @@ impl Follower for Waiting {
             print: 0,
             reported: None,
             unseen: None,
+            claims: claims_of(pod),
+            claims_print: 0,
         });
         let scheduled = pod.status.conditions.iter().find(|condition| condition.r#type == "PodScheduled");
         let before = seen.unseen.take();
@@ -110,6 +130,9 @@ impl Follower for Waiting {
         if let Some((reason, message, at)) = seen.reported.take_if(|(_, _, at)| is_due(at)) {
             reports.push(seen.event(&reason, &message, false));
             seen.reported = Some((reason, message, now.max(at)));
+            self.report_claims(seen, true, reports);
+        } else if seen.reported.is_some() {
+            self.report_claims(seen, false, reports);
         }
         if let Some((lasting, reported)) = seen.unseen.take() {
             let is_due = reported.is_none_or(|at| is_due(&at)) && lasting.has_lasted(self.stuck_after);
@@ -121,7 +144,7 @@ impl Follower for Waiting {
     }
 
     fn forget(&mut self, seen: &mut Seen) -> bool {
-        seen.print = 0;
+        (seen.print, seen.claims_print) = (0, 0);
         if let Some((_, reported)) = &mut seen.unseen {
             *reported = None;
         }
