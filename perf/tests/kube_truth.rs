@@ -29,7 +29,7 @@ const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("shared-looper", &["crash-loop"], &["exited-with-error"]),
     ("limited", &["pod-limit-kill"], &[]),
     ("debugged", &["memory-limit-kill"], &[]),
-    ("nope", &["start-failed"], &[]),
+    ("nope", &["command-cannot-run"], &[]),
     ("stuck", &["liveness-probe-kill"], &[]),
     ("throttled", &["throttled-into-probe-failure"], &[]),
     ("early", &["memory-limit-kill"], &[]),

@@ -110,6 +110,90 @@ fn a_waiting_container_is_reported_by_its_reason() {
     }
 }
 
+const CREATE: &str = "failed to create containerd task: failed to create shim task: OCI runtime create failed: ";
+
+#[test]
+fn a_container_that_cannot_start_is_explained_by_what_the_runtime_said() {
+    let runc = |said: &str| format!("{CREATE}runc create failed: unable to start container process: {said}: unknown");
+    let init = |said: &str| runc(&format!("error during container init: {said}"));
+    let cases = [
+        // runc 1.1.5, 1.0, rc, 1.2 and crun.
+        (runc("exec: \"nope\": executable file not found in $PATH"), "command-cannot-run"),
+        (runc("exec: \"/nope\": stat /nope: no such file or directory"), "command-cannot-run"),
+        (runc("exec: \"/etc/plain\": permission denied"), "command-cannot-run"),
+        (init("exec: \"nope\": executable file not found in $PATH"), "command-cannot-run"),
+        (
+            format!(
+                "{CREATE}container_linux.go:380: starting container process caused: exec: \"nope\": executable file not \
+                 found in $PATH: unknown"
+            ),
+            "command-cannot-run",
+        ),
+        (
+            "OCI runtime create failed: container_linux.go:345: starting container process caused \"exec: \\\"cd\\\": executable \
+             file not found in $PATH\": unknown"
+                .to_owned(),
+            "command-cannot-run",
+        ),
+        (format!("{CREATE}executable file `nope` not found in $PATH: No such file or directory"), "command-cannot-run"),
+        // The same words of something else than the program.
+        (
+            init("error mounting \"/none\" to rootfs at \"/x\": stat /none: no such file or directory"),
+            "start-failed",
+        ),
+        (
+            init("error mounting \"/tmp\" to rootfs at \"/etc/plain\": mount /tmp:/etc/plain: not a directory"),
+            "start-failed",
+        ),
+        (
+            init(
+                "unable to apply apparmor profile: apparmor failed to apply profile: write /proc/self/attr/exec: permission \
+                 denied",
+            ),
+            "start-failed",
+        ),
+        (init("error running hook #0: fork/exec /nohook: no such file or directory"), "start-failed"),
+        (init("mkdir /etc/plain: not a directory"), "start-failed"),
+        (runc("container init was OOM-killed (memory limit too low?)"), "start-failed"),
+        (
+            runc("unable to apply cgroup configuration: failed to write \"99\": numerical result out of range"),
+            "start-failed",
+        ),
+        // The runtime's own program is missing on the node, not the container's.
+        (
+            format!(
+                "{CREATE}unable to retrieve OCI runtime error (open /run/containerd/io.containerd.runtime.v2.task/k8s.io/1/log.json: \
+                 no such file or directory): exec: \"nvidia-container-runtime\": executable file not found in $PATH: unknown"
+            ),
+            "start-failed",
+        ),
+        (String::new(), "start-failed"),
+    ];
+    for (message, expected) in &cases {
+        let mut node = Node::new("n1");
+        let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
+        let pod = pod(&mut node, 1);
+        node.waits(100 * SECOND, pod, ["web", "RunContainerError", message]);
+        node.start_fails(101 * SECOND, web, ["web", "StartError", message]);
+        node.lethal(101 * SECOND);
+        let found = only_state(&node, expected);
+        assert!(found.ongoing && found.count == 1 && found.summary.contains(&**message), "{found:#?}");
+        assert_eq!(found.title.contains("command"), *expected == "command-cannot-run", "{}", found.title);
+        node.runs(150 * SECOND, web, "web");
+        node.lethal(150 * SECOND);
+        assert!(!only_state(&node, expected).ongoing, "{message}");
+    }
+    // CRI-O says it when it creates the container.
+    let crio = "container create failed: executable file `nope` not found in $PATH: No such file or directory";
+    for (message, expected) in [(crio, "command-cannot-run"), ("container create failed: EOF", "container-not-created")] {
+        let mut node = Node::new("n1");
+        let pod = pod(&mut node, 1);
+        node.waits(100 * SECOND, pod, ["web", "CreateContainerError", message]);
+        node.lethal(100 * SECOND);
+        assert!(only_state(&node, expected).ongoing);
+    }
+}
+
 #[test]
 fn events_explain_a_waiting_pod_until_a_container_runs() {
     let cases = [

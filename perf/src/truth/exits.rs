@@ -56,7 +56,7 @@ pub const ALL: &[Scenario] = &[
             "command-not-found",
             "start",
             |stage| script(stage, "sleep 0.2; exec /nonexistent/command"),
-            &["start-failed", "command-not-found"],
+            &["command-cannot-run", "command-not-found"],
         )
     },
     Scenario {

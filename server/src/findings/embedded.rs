@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 101] = [
+pub(super) const EMBEDDED: [(&str, &str); 102] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -11,6 +11,7 @@ pub(super) const EMBEDDED: [(&str, &str); 101] = [
     ("child-killed-exit.yaml", include_str!("../../patterns/child-killed-exit.yaml")),
     ("child-oom-before-exit.yaml", include_str!("../../patterns/child-oom-before-exit.yaml")),
     ("child-oom-exit.yaml", include_str!("../../patterns/child-oom-exit.yaml")),
+    ("command-cannot-run.yaml", include_str!("../../patterns/command-cannot-run.yaml")),
     ("command-not-found.yaml", include_str!("../../patterns/command-not-found.yaml")),
     ("configuration-missing.yaml", include_str!("../../patterns/configuration-missing.yaml")),
     ("connections-dropped.yaml", include_str!("../../patterns/connections-dropped.yaml")),
@@ -39,9 +40,9 @@ pub(super) const EMBEDDED: [(&str, &str); 101] = [
     ("false-oomkilled-label.yaml", include_str!("../../patterns/false-oomkilled-label.yaml")),
     ("fatal-signal-survived.yaml", include_str!("../../patterns/fatal-signal-survived.yaml")),
     ("flood.yaml", include_str!("../../patterns/flood.yaml")),
+    ("forbidden-system-call.yaml", include_str!("../../patterns/forbidden-system-call.yaml")),
     ("ignored-sigterm.yaml", include_str!("../../patterns/ignored-sigterm.yaml")),
     ("ignored-stopsignal.yaml", include_str!("../../patterns/ignored-stopsignal.yaml")),
-    ("forbidden-system-call.yaml", include_str!("../../patterns/forbidden-system-call.yaml")),
     ("image-pull-failed.yaml", include_str!("../../patterns/image-pull-failed.yaml")),
     ("init-container-runs.yaml", include_str!("../../patterns/init-container-runs.yaml")),
     ("interrupted-from-inside.yaml", include_str!("../../patterns/interrupted-from-inside.yaml")),

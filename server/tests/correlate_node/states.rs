@@ -48,6 +48,11 @@ impl Node {
         self.container_state(at, entity, 2, [container, "", ""]);
     }
 
+    /// The runtime could not start it; what it said names container, reason and message.
+    pub fn start_fails(&mut self, at: u64, entity: EntityId, said: [&str; 3]) {
+        self.container_state(at, entity, 3, said);
+    }
+
     /// Reports that the container ended with code 0.
     pub fn completes(&mut self, at: u64, entity: EntityId, container: &str) {
         self.container_state(at, entity, 3, [container, "Completed", ""]);
