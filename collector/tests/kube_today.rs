@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
@@ -229,4 +230,90 @@ fn a_job_ended_by_its_failure_policy_says_so() {
     let mut rig = Rig::start(&api, "node1");
     rig.until_event(&["rollout Job shop/import", "reason=PodFailurePolicy"]);
     rig.finish();
+}
+
+/// A Deployment whose specification is of this generation, with who wrote what, oldest first: manager, subresource and seconds ago.
+fn limited(generation: u64, limits: Value, wrote: &[(&str, &str, i64)]) -> Value {
+    let fields: Vec<Value> = wrote
+        .iter()
+        .map(|(manager, subresource, seconds)| {
+            let mut fields = json!({
+                "manager": manager, "operation": "Update", "time": ago(*seconds), "apiVersion": "apps/v1",
+                "fieldsType": "FieldsV1",
+            });
+            if !subresource.is_empty() {
+                fields["subresource"] = json!(subresource);
+            }
+            fields
+        })
+        .collect();
+    checked::<Deployment>(json!({
+        "metadata": {
+            "name": "cart", "namespace": "shop", "uid": "d1", "resourceVersion": generation.to_string(),
+            "generation": generation, "managedFields": fields,
+        },
+        "spec": {
+            "replicas": 2, "selector": {},
+            "template": {"spec": {"containers": [
+                {"name": "web", "image": "cart:1", "resources": {"limits": limits}},
+                {"name": "proxy", "image": "proxy:1"},
+            ]}},
+        },
+        "status": {"observedGeneration": generation, "readyReplicas": 2, "updatedReplicas": 2},
+    }))
+}
+
+/// What is said of who changed it when it changes step by step.
+fn changes_of(steps: Vec<Value>, until: &str) -> Vec<String> {
+    let lines: Vec<Value> = steps.iter().skip(1).map(|step| change("MODIFIED", step.clone())).collect();
+    let first = steps[0].clone();
+    let api = crate::kube_elected::elected(move |asked| {
+        let is_it = asked.path.ends_with("/deployments");
+        match (asked.is_watch(), asked.version()) {
+            (false, _) => list(10, if is_it { vec![first.clone()] } else { Vec::new() }),
+            (true, "10") if is_it => Answer::Lines(lines.clone()),
+            _ => Answer::Silent,
+        }
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_event(&[until]);
+    rig.finish();
+    rig.event_texts.iter().filter(|event| event.contains(" Changed ")).cloned().collect()
+}
+
+#[test]
+fn a_changed_limit_is_reported_with_what_it_was_and_who_changed_it() {
+    let controller = ("kube-controller-manager", "status", 0);
+    let changes = changes_of(
+        vec![
+            limited(11, json!({"memory": "64Mi"}), &[("kubectl-create", "", 900)]),
+            // The controller writes the status later than that: it changed no specification.
+            limited(
+                12,
+                json!({"memory": "32Mi", "cpu": "500m"}),
+                &[("kubectl-create", "", 900), ("kubectl-set", "", 60), controller],
+            ),
+            limited(
+                13,
+                json!({"memory": "32Mi"}),
+                &[("kubectl-set", "", 60), ("kubectl-edit", "", 30), ("kube-controller-manager", "", 0), controller],
+            ),
+            limited(14, json!({"memory": "32Mi"}), &[("kubectl-set", "", 60), ("autoscaler", "scale", 5), controller]),
+            limited(15, json!({"memory": "16Mi"}), &[]),
+        ],
+        "from 32Mi to 16Mi",
+    );
+    let said = |from: &str, how: &str| format!("object Deployment cart Changed gone=false reason={from} {how}");
+    assert_eq!(
+        changes,
+        [
+            said(
+                "kubectl-set",
+                "changed its specification (Update): memory limit of web from 64Mi to 32Mi, CPU limit of web from none to 500m"
+            ),
+            said("kubectl-edit", "changed its specification (Update): CPU limit of web from 500m to none"),
+            said("autoscaler", "scaled it"),
+            said("", "its specification was changed: memory limit of web from 32Mi to 16Mi"),
+        ]
+    );
 }

@@ -59,6 +59,7 @@ mod remote_whole;
 mod server_services;
 mod tapioctl_output;
 mod tapioctl_refusals;
+mod tapioctl_why;
 mod vitals;
 mod web;
 mod web_browser;

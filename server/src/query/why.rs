@@ -19,9 +19,12 @@ pub const CHANGES_MAX: usize = 10;
 /// Hexadecimal digits that may be a container's id.
 pub const CONTAINER_ID_MIN: usize = 6;
 /// Events that report a state.
-pub const STATE_KINDS: [&str; 5] = ["pod_state", "container_state", "rollout", "unit_state", "node_condition"];
+pub const STATE_KINDS: [&str; 7] =
+    ["rollout", "pod_state", "object_state", "container_state", "trouble", "unit_state", "node_condition"];
 /// What may have changed.
-pub const CHANGE_KINDS: [&str; 3] = ["rollout", "config_change", "node_condition"];
+pub const CHANGE_KINDS: [&str; 4] = ["rollout", "object_state", "config_change", "node_condition"];
+/// What is reported again and again is no state any more when it was not for so long.
+const REPEATED_NS: u64 = 15 * 60 * 1_000_000_000;
 
 /// What is asked about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,45 +86,122 @@ pub fn detail(event: &Event) -> Value {
     serde_json::from_str(&event.detail_json).unwrap_or_default()
 }
 
-/// The latest word on each part of the subject; what is gone is left out where other parts are there.
-pub fn latest(subject: &Subject, events: Vec<Event>) -> Vec<Event> {
-    let mut latest: Vec<(String, bool, Event)> = Vec::new();
+/// How a subject is.
+#[derive(Debug, Default)]
+pub struct States {
+    /// At most [`STATES_MAX`], the whole before its parts.
+    pub shown: Vec<Event>,
+    /// How many more parts there are, those that are well first.
+    pub left_out: usize,
+}
+
+/// Which part of the subject an event of a state is about; `None` where it is about none.
+fn part_of(subject: &Subject, event: &Event, detail: &Value, now_ns: u64) -> Option<String> {
+    let entity = event.entity.as_ref().map_or(0, |entity| entity.id);
+    let pod = event.entity.as_ref().map_or("", |entity| entity.pod_uid.as_str());
+    let is_recent = event.time_ns.saturating_add(REPEATED_NS) >= now_ns;
+    let is_of_node = event.entity.as_ref().is_some_and(|entity| entity.kind == "node");
+    let is_own = match event.kind.as_str() {
+        "node_condition" => !subject.node.is_empty(),
+        // Of a node only its own.
+        "trouble" => !subject.node.is_empty() == is_of_node,
+        _ => subject.node.is_empty(),
+    };
+    let part = match event.kind.as_str() {
+        // A container's run before the present one is no state; a new run of it is another entity.
+        "container_state" if detail["is_last"] == true => return None,
+        "container_state" => format!("{pod} {}", field(detail, "container")),
+        "node_condition" => format!("{entity} {}", field(detail, "condition")),
+        // Who changed it is a change, and no state.
+        "object_state" if field(detail, "state") == "Changed" => return None,
+        "object_state" => {
+            format!("{entity} {} {} {}", field(detail, "object"), field(detail, "name"), field(detail, "state"))
+        }
+        "trouble" | "curve" if !is_recent => return None,
+        "trouble" => format!("{entity} trouble {} {} {}", field(detail, "what"), field(detail, "place"), event.pid),
+        "curve" => format!("{entity} curve {}", field(detail, "cgroup")),
+        kind => format!("{entity} {kind}"),
+    };
+    is_own.then_some(part)
+}
+
+/// Whether an event of a state says that its part is as it should be.
+fn is_well(event: &Event) -> bool {
+    let detail = detail(event);
+    match event.kind.as_str() {
+        "container_state" => field(&detail, "state") == "running" || field(&detail, "reason") == "Completed",
+        "pod_state" => detail["is_ready"] == true || field(&detail, "phase") == "Succeeded",
+        "curve" => true,
+        _ => false,
+    }
+}
+
+/// The latest word on each part of the subject; what is gone is left out where other parts are there. Where there are too many, those
+/// that are well are left out before the others.
+pub fn latest(subject: &Subject, events: Vec<Event>, now_ns: u64) -> States {
+    let mut known: Vec<(String, bool, Event)> = Vec::new();
     for event in events.into_iter().rev() {
         let detail = detail(&event);
-        let is_own = match event.kind.as_str() {
-            "node_condition" => !subject.node.is_empty(),
-            _ => subject.node.is_empty(),
-        };
-        let entity = event.entity.as_ref().map_or(0, |entity| entity.id);
-        let pod = event.entity.as_ref().map_or("", |entity| entity.pod_uid.as_str());
-        let part = match event.kind.as_str() {
-            // A container's run before the present one is no state; a new run of it is another entity.
-            "container_state" if detail["is_last"] == true => continue,
-            "container_state" => format!("{pod} {}", field(&detail, "container")),
-            "node_condition" => format!("{entity} {}", field(&detail, "condition")),
-            kind => format!("{entity} {kind}"),
-        };
-        if is_own && !latest.iter().any(|(known, ..)| *known == part) {
-            latest.push((part, detail["is_gone"] == true, event));
+        let Some(part) = part_of(subject, &event, &detail, now_ns) else { continue };
+        if !known.iter().any(|(known, ..)| *known == part) {
+            known.push((part, detail["is_gone"] == true || detail["is_over"] == true, event));
         }
     }
-    if latest.iter().any(|(_, is_gone, _)| !is_gone) {
-        let gone: Vec<String> = latest
+    // The end of a trouble, or of a condition, is no end of whom it was about.
+    let is_passing = |event: &Event| matches!(event.kind.as_str(), "trouble" | "object_state");
+    known.retain(|(_, is_gone, event)| !(*is_gone && is_passing(event)));
+    if known.iter().any(|(_, is_gone, _)| !is_gone) {
+        let gone: Vec<String> = known
             .iter()
             .filter(|(_, is_gone, _)| *is_gone)
             .filter_map(|(.., event)| event.entity.as_ref().map(|entity| entity.pod_uid.clone()))
             .collect();
-        latest.retain(|(_, is_gone, event)| {
+        known.retain(|(_, is_gone, event)| {
             let pod = event.entity.as_ref().map_or("", |entity| entity.pod_uid.as_str());
             !is_gone && (pod.is_empty() || !gone.iter().any(|gone| gone == pod))
         });
     }
-    let mut latest: Vec<Event> = latest.into_iter().map(|(.., event)| event).take(STATES_MAX).collect();
+    let mut shown: Vec<Event> = known.into_iter().map(|(.., event)| event).collect();
+    shown.sort_by_cached_key(is_well);
+    let left_out = shown.len().saturating_sub(STATES_MAX);
+    shown.truncate(STATES_MAX);
     // The whole before its parts.
-    let rank =
-        |event: &Event| STATE_KINDS.iter().position(|kind| *kind == event.kind).map_or(9, |at| [1, 2, 0, 3, 4][at]);
-    latest.sort_by_key(|event| (rank(event), event.entity.as_ref().map(|entity| entity.name.clone())));
-    latest
+    let rank = |event: &Event| STATE_KINDS.iter().position(|kind| *kind == event.kind).unwrap_or(STATE_KINDS.len());
+    shown.sort_by_key(|event| (rank(event), event.entity.as_ref().map(|entity| entity.name.clone())));
+    States { shown, left_out }
+}
+
+/// Of what is reported again and again only the last report before it ended, or ended and began anew.
+pub fn without_repeats(events: &mut Vec<Event>) {
+    let mut later: Vec<(u64, String, bool)> = Vec::new();
+    let mut keep: Vec<bool> = Vec::with_capacity(events.len());
+    for event in events.iter().rev() {
+        let detail = detail(event);
+        let entity = event.entity.as_ref().map_or(0, |entity| entity.id);
+        let of = |names: &[&str]| names.iter().map(|name| field(&detail, name)).collect::<Vec<_>>().join(" ");
+        let (what, is_over) = match event.kind.as_str() {
+            "trouble" => (format!("{} {}", of(&["what", "place"]), event.pid), detail["is_over"] == true),
+            "curve" => (of(&["cgroup"]), false),
+            "object_state" => (of(&["object", "name", "state", "reason", "message"]), detail["is_gone"] == true),
+            _ => {
+                keep.push(true);
+                continue;
+            }
+        };
+        let what = format!("{} {what}", event.kind);
+        match later.iter_mut().find(|(id, known, _)| *id == entity && *known == what) {
+            Some((.., later_is_over)) => {
+                keep.push(*later_is_over != is_over);
+                *later_is_over = is_over;
+            }
+            None => {
+                keep.push(true);
+                later.push((entity, what, is_over));
+            }
+        }
+    }
+    let mut keep = keep.into_iter().rev();
+    events.retain(|_| keep.next().unwrap_or(true));
 }
 
 /// Whether an event is a change that concerns the subject, or what the finding about it names.
@@ -130,12 +210,12 @@ pub fn is_change(subject: &Subject, whose: &EntityRef, event: &Event) -> bool {
     let namespace = if whose.namespace.is_empty() { &subject.namespace } else { &whose.namespace };
     let workload = if whose.workload.is_empty() { &subject.workload } else { &whose.workload };
     let is_here = !namespace.is_empty() && field(&detail, "namespace") == namespace;
+    let of_workload =
+        || workload.is_empty() || event.entity.as_ref().is_some_and(|entity| entity.workload == *workload);
     match event.kind.as_str() {
-        "rollout" => {
-            let of_workload = event.entity.as_ref().is_some_and(|entity| entity.workload == *workload);
-            let is_release = !field(&detail, "images_before").is_empty();
-            is_here && is_release && (of_workload || workload.is_empty())
-        }
+        "rollout" => is_here && !field(&detail, "images_before").is_empty() && of_workload(),
+        // Who changed its specification; other states of objects are none of these.
+        "object_state" => is_here && field(&detail, "state") == "Changed" && of_workload(),
         "config_change" => is_here && field(&detail, "change") != "made",
         _ => {
             let node = if subject.node.is_empty() { &whose.node } else { &subject.node };
@@ -205,11 +285,75 @@ mod tests {
         ];
         let shown = |events: Vec<Event>| {
             let subject = Subject { workload: "Deployment/web".into(), ..Subject::default() };
-            latest(&subject, events).iter().map(|event| event.time_ns).collect::<Vec<_>>()
+            latest(&subject, events, 7).shown.iter().map(|event| event.time_ns).collect::<Vec<_>>()
         };
         assert_eq!(shown(events.clone()), [2, 3, 4]);
         assert_eq!(shown(vec![events[5].clone()]), [6]);
         let node = Subject { node: "n1".into(), ..Subject::default() };
-        assert_eq!(latest(&node, events).len(), 1);
+        assert_eq!(latest(&node, events, 7).shown.len(), 1);
+    }
+
+    fn said(kind: &str, id: u64, detail: Value, time_ns: u64) -> Event {
+        Event {
+            kind: kind.into(),
+            time_ns,
+            entity: Some(EntityRef {
+                id,
+                pod_uid: format!("u{id}"),
+                kind: "container".into(),
+                name: format!("e{id}"),
+                ..EntityRef::default()
+            }),
+            detail_json: detail.to_string(),
+            ..Event::default()
+        }
+    }
+
+    #[test]
+    fn a_trouble_is_a_state_until_it_is_over_or_nobody_repeats_it() {
+        let trouble = |time_ns, is_over| said("trouble", 1, json!({"what": "throttled", "is_over": is_over}), time_ns);
+        let runs = said("container_state", 1, json!({"container": "web", "state": "running"}), 1);
+        let pod = Subject { pod: "web".into(), ..Subject::default() };
+        let kinds = |events: Vec<Event>, now_ns: u64| {
+            latest(&pod, events, now_ns).shown.into_iter().map(|event| event.kind).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(vec![runs.clone(), trouble(2, false)], 3), ["container_state", "trouble"]);
+        assert_eq!(kinds(vec![runs.clone(), trouble(2, false), trouble(3, true)], 3), ["container_state"]);
+        assert_eq!(kinds(vec![runs.clone(), trouble(2, false)], 3 + REPEATED_NS), ["container_state"]);
+        let waits = |is_gone| said("object_state", 1, json!({"state": "Waiting", "is_gone": is_gone}), 2);
+        assert_eq!(kinds(vec![waits(false)], 3), ["object_state"]);
+        assert_eq!(kinds(vec![runs.clone(), waits(true)], 3), ["container_state"], "the pod is still there");
+        let changed = said("object_state", 1, json!({"state": "Changed"}), 2);
+        assert_eq!(kinds(vec![runs, changed], 3), ["container_state"]);
+        let node = Subject { node: "n1".into(), ..Subject::default() };
+        assert!(latest(&node, vec![trouble(2, false)], 3).shown.is_empty(), "it is not the node's own");
+    }
+
+    #[test]
+    fn of_many_parts_those_that_are_well_are_left_out_first() {
+        let state = |id: u64, state: &str| said("container_state", id, json!({"container": "web", "state": state}), id);
+        let mut events: Vec<Event> = (2..50).map(|id| state(id, "running")).collect();
+        events.insert(0, state(1, "waiting"));
+        let states = latest(&Subject { workload: "Deployment/web".into(), ..Subject::default() }, events, 50);
+        assert_eq!((states.shown.len(), states.left_out), (STATES_MAX, 49 - STATES_MAX));
+        assert!(states.shown.iter().any(|event| field(&detail(event), "state") == "waiting"));
+    }
+
+    #[test]
+    fn a_repeated_trouble_is_one_event_between_its_ends() {
+        let trouble =
+            |time_ns, what: &str, is_over| said("trouble", 1, json!({"what": what, "is_over": is_over}), time_ns);
+        let mut events = vec![
+            trouble(1, "throttled", false),
+            trouble(2, "throttled", false),
+            trouble(3, "pids-at-limit", false),
+            trouble(4, "throttled", true),
+            said("exit", 1, json!({}), 5),
+            said("exit", 1, json!({}), 6),
+            trouble(7, "throttled", false),
+            trouble(8, "throttled", false),
+        ];
+        without_repeats(&mut events);
+        assert_eq!(events.iter().map(|event| event.time_ns).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 8]);
     }
 }

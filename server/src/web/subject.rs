@@ -26,6 +26,7 @@ const CURVES_MAX: usize = 4;
 struct Story {
     findings: Vec<Arc<Finding>>,
     states: Vec<Event>,
+    states_left_out: usize,
     changes: Vec<Event>,
     /// The latest of each container.
     curves: Vec<Event>,
@@ -72,9 +73,11 @@ async fn story(pages: &Pages, subject: &Subject, headers: &HeaderMap) -> Result<
     let mut missing = [stated.missing, changed.missing, curves.missing].concat();
     missing.sort();
     missing.dedup();
+    let states = why::latest(subject, stated.events, now_ns());
     Ok(Story {
         findings,
-        states: why::latest(subject, stated.events),
+        states: states.shown,
+        states_left_out: states.left_out,
         changes,
         curves: latest_curves(curves.events),
         missing,
@@ -241,7 +244,13 @@ fn containers(states: &[Event]) -> Markup {
 
 fn events_of(story: &Story) -> Markup {
     html! {
-        @if !story.states.is_empty() { section { h2 { "State now" } (parts::event_table("As last reported", &story.states)) } }
+        @if !story.states.is_empty() {
+            section {
+                h2 { "State now" }
+                (parts::event_table("As last reported", &story.states))
+                @if story.states_left_out > 0 { p { "and " (story.states_left_out) " more that are not shown" } }
+            }
+        }
         @if !story.changes.is_empty() { section { h2 { "Changes" } (parts::event_table("Of the last day", &story.changes)) } }
     }
 }

@@ -88,6 +88,17 @@ impl Node {
         self.push(at, entity, 0, Detail::ObjectState(Box::new(state)));
     }
 
+    /// Somebody changed the specification of `Deployment/web`, say; how says in which way.
+    pub fn changed(&mut self, at: u64, workload: &str, namespace: &str, [who, how]: [&str; 2]) {
+        let entity = self.kube_workload(workload, namespace);
+        let (kind, name) = workload.split_once('/').expect("a kind and a name");
+        let texts = [kind, namespace, name, "Changed", who, how];
+        let [kind, namespace, name, state, reason, message] = texts.map(|text| self.name(text));
+        let state =
+            ObjectState { kind, namespace, name, state, reason, message, current: 2, desired: 2, is_gone: false };
+        self.push(at, entity, 0, Detail::ObjectState(Box::new(state)));
+    }
+
     /// An Event about an object of Kubernetes as a whole.
     pub fn said(&mut self, at: u64, entity: EntityId, kind: &str, reason: &str, message: &str) {
         self.said_of(at, entity, [kind, "web", reason, message]);

@@ -1,7 +1,8 @@
 //! Deployments, ReplicaSets, StatefulSets, DaemonSets and Jobs: how their rollouts go.
 //!
-//! What enters: the objects. What leaves: an event for each change of their images, generations, counts or worst condition. What
-//! must hold: images before a change are reported with it; a ReplicaSet that wants no pods is history and not reported.
+//! What enters: the objects. What leaves: an event for each change of their images, generations, counts or worst condition, and who
+//! changed their specification. What must hold: images and limits before a change are reported with it; a ReplicaSet that wants no
+//! pods is history and not reported.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -154,6 +155,7 @@ pub struct SeenWorkload {
     subject: Subject,
     name: String,
     images: Box<str>,
+    limits: Vec<Limited>,
     uses: Vec<u64>,
     print: u64,
     /// Generation of its specification when it was seen last.
@@ -166,6 +168,17 @@ impl Workloads {
         Self { kind, uses, replica_sets, excludes_system }
     }
 
+    /// Takes in the limits of the template, and says which have changed. A ReplicaSet has what its Deployment has.
+    fn take_limits(&self, seen: &mut SeenWorkload, workload: &Workload) -> String {
+        if self.kind == WorkloadKind::ReplicaSet {
+            return String::new();
+        }
+        let limits = limits_of(workload);
+        let changes = changed_limits(&seen.limits, &limits);
+        seen.limits = limits;
+        changes
+    }
+
     fn change_uses(&self, seen: &mut SeenWorkload, now: Vec<u64>) {
         // A ReplicaSet has what its Deployment has.
         if self.kind != WorkloadKind::ReplicaSet && seen.uses != now {
@@ -176,20 +189,67 @@ impl Workloads {
     }
 }
 
-/// Who changed the specification of an object, by the newest of its `managedFields` that is none of its status.
-fn changed_by(kind: WorkloadKind, meta: &Meta, subject: &Subject) -> Option<WatchReport> {
+/// The images of a template.
+fn images_of(workload: &Workload) -> String {
+    let spec = &workload.spec.template.spec;
+    let images = spec.init_containers.iter().chain(&spec.containers).map(|container| &*container.image);
+    images.collect::<Vec<_>>().join(",")
+}
+
+/// A container of the template: its name and its limits of memory and CPU as they are written; empty where there is none.
+#[derive(PartialEq, Eq)]
+struct Limited {
+    name: Box<str>,
+    limits: [Box<str>; 2],
+}
+
+/// Containers of a template whose limits are compared.
+const LIMITED_MAX: usize = 32;
+
+/// The limits of a template, by container.
+fn limits_of(workload: &Workload) -> Vec<Limited> {
+    let spec = &workload.spec.template.spec;
+    let containers = spec.init_containers.iter().chain(&spec.containers).take(LIMITED_MAX);
+    let limited = containers.map(|container| {
+        let limits = &container.resources.limits;
+        Limited { name: (&*container.name).into(), limits: [(&*limits.memory).into(), (&*limits.cpu).into()] }
+    });
+    limited.collect()
+}
+
+/// Which limits of containers that were there before have changed, for people.
+fn changed_limits(before: &[Limited], now: &[Limited]) -> String {
+    let word = |limit: &str| if limit.is_empty() { "none" } else { limit }.to_owned();
+    let mut changes = Vec::new();
+    for now in now {
+        let Some(before) = before.iter().find(|before| before.name == now.name) else { continue };
+        for (what, (from, to)) in ["memory", "CPU"].into_iter().zip(before.limits.iter().zip(&now.limits)) {
+            if from != to {
+                changes.push(format!("{what} limit of {} from {} to {}", now.name, word(from), word(to)));
+            }
+        }
+    }
+    changes.join(", ")
+}
+
+/// Who changed the specification of an object, by the newest of its `managedFields` that is none of its status, and which limits.
+fn changed_by(kind: WorkloadKind, meta: &Meta, subject: &Subject, limits: &str) -> Option<WatchReport> {
     // The Deployment controller writes the revision into the object after each change.
     let is_echo = |manager: &str, subresource: &str| manager == "kube-controller-manager" && subresource.is_empty();
     let of_spec = meta
         .managed_fields
         .iter()
         .filter(|fields| fields.subresource != "status" && !is_echo(&fields.manager, &fields.subresource));
-    let newest = of_spec.max_by_key(|fields| unix_ns(fields.time.as_ref()))?;
-    let how = match (&*newest.subresource, &*newest.operation) {
-        ("scale", _) => "scaled it".to_owned(),
-        (_, operation) => format!("changed its specification ({operation})"),
+    let newest = of_spec.max_by_key(|fields| unix_ns(fields.time.as_ref()));
+    let how = match newest.map(|fields| (&*fields.subresource, &*fields.operation)) {
+        None if limits.is_empty() => return None,
+        None => "its specification was changed".to_owned(),
+        Some(("scale", _)) => "scaled it".to_owned(),
+        Some((_, operation)) => format!("changed its specification ({operation})"),
     };
-    let texts = [kind.name(), &meta.namespace, &meta.name, "Changed", &newest.manager, &how];
+    let how = if limits.is_empty() { how } else { format!("{how}: {limits}") };
+    let manager = newest.map_or("", |fields| &fields.manager);
+    let texts = [kind.name(), &meta.namespace, &meta.name, "Changed", manager, &how];
     Some(WatchReport::object_state(subject.clone(), texts, (meta.generation, meta.generation), false))
 }
 
@@ -216,6 +276,7 @@ impl Follower for Workloads {
                 subject: Subject::Workload { kind: kind.into(), namespace: meta.namespace.clone(), name: name.clone() },
                 name: meta.name.clone(),
                 images: Box::default(),
+                limits: Vec::new(),
                 uses: Vec::new(),
                 print: 0,
                 generation: meta.generation,
@@ -228,13 +289,12 @@ impl Follower for Workloads {
         let is_excluded = self.excludes_system && is_system(&meta.namespace);
         let has_changed = seen.generation != meta.generation && self.kind != WorkloadKind::ReplicaSet;
         seen.generation = meta.generation;
-        if has_changed && !is_excluded {
-            reports.extend(changed_by(self.kind, meta, &seen.subject));
+        if is_new || has_changed {
+            let changes = self.take_limits(&mut seen, workload);
+            let report = || changed_by(self.kind, meta, &seen.subject, &changes);
+            reports.extend((has_changed && !is_excluded).then(report).flatten());
         }
-        let spec = &workload.spec.template.spec;
-        let images: Vec<&str> =
-            spec.init_containers.iter().chain(&spec.containers).map(|container| &*container.image).collect();
-        let images = images.join(",");
+        let images = images_of(workload);
         let counts = Counts::of(self.kind, workload);
         let trouble = self.kind.troubles().iter().find_map(|(kind, bad)| {
             let is_it = |condition: &&Condition| condition.r#type == *kind && condition.status == *bad;

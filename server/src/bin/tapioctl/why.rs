@@ -11,7 +11,7 @@ use clap::builder::NonEmptyStringValueParser;
 use serde_json::json;
 use tapio_server::query::why::{
     AFTER_NS, CHANGE_KINDS, CHANGES_BEFORE_NS, CHANGES_MAX, LOOK_BACK_NS, STATE_BACK_NS, STATE_KINDS, STATES_MAX,
-    Subject, is_about, is_change, latest, rank,
+    States, Subject, is_about, is_change, latest, rank, without_repeats,
 };
 use tapio_server::render;
 use tapio_wire::service::{EntityRef, Event, Finding, ListEventsRequest, ListFindingsRequest, NodeStatus};
@@ -32,7 +32,7 @@ const PAGES_MAX: usize = 20;
 /// Events that state that a process ended, or why.
 const ENDS: [&str; 4] = ["exit", "oom", "signal", "signal_delivered"];
 /// Events that say something about a death; the many bulk events do not.
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 17] = [
     "exec",
     "exit",
     "oom",
@@ -47,6 +47,9 @@ const KINDS: [&str; 14] = [
     "unit_job",
     "observation",
     "gap",
+    "trouble",
+    "curve",
+    "object_state",
 ];
 
 #[derive(Args)]
@@ -85,7 +88,8 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
     let states = states(&mut client, server, &subject).await?;
     let changes = changes(&mut client, server, &subject, finding.as_ref(), &last).await?;
     let value = json!({
-        "state": states.iter().map(render::event_value).collect::<Vec<_>>(),
+        "state": states.shown.iter().map(render::event_value).collect::<Vec<_>>(),
+        "state_left_out": states.left_out,
         "changes": changes.iter().map(render::event_value).collect::<Vec<_>>(),
         "pod": subject.pod,
         "subject": subject.called,
@@ -152,17 +156,18 @@ async fn gather(
     };
     let mut request = ListEventsRequest { since_ns, until_ns, ..events_of(subject, &KINDS) };
     let events_max = events_max.max(1);
-    if !subject.is_exact {
-        request.limit = events_max;
-    }
     let (mut last, mut unread) = read_of(client, server, subject, &request).await?;
     if finding.is_none() && last.is_empty() {
         // Nothing of a death in the last hour: what is there at all, of any kind and time, as `tapioctl events` shows it.
         request.since_ns = 0;
         request.kinds.clear();
+        if !subject.is_exact {
+            request.limit = events_max;
+        }
         (last, unread) = read_of(client, server, subject, &request).await?;
     }
     last.sort_by_key(|event| event.time_ns);
+    without_repeats(&mut last);
     last.drain(..last.len().saturating_sub(events_max as usize));
     Ok(Gathered { finding, others, last, unread })
 }
@@ -241,14 +246,18 @@ fn known_nodes(nodes: &[NodeStatus]) -> String {
     }
 }
 
-async fn states(client: &mut Client, server: &ServerAt, subject: &Subject) -> Result<Vec<Event>, Failure> {
-    let request =
-        ListEventsRequest { since_ns: now_ns().saturating_sub(STATE_BACK_NS), ..events_of(subject, &STATE_KINDS) };
-    Ok(latest(subject, read_of(client, server, subject, &request).await?.0))
+async fn states(client: &mut Client, server: &ServerAt, subject: &Subject) -> Result<States, Failure> {
+    let mut kinds = STATE_KINDS.to_vec();
+    if subject.node.is_empty() {
+        kinds.push("curve");
+    }
+    let now_ns = now_ns();
+    let request = ListEventsRequest { since_ns: now_ns.saturating_sub(STATE_BACK_NS), ..events_of(subject, &kinds) };
+    Ok(latest(subject, read_of(client, server, subject, &request).await?.0, now_ns))
 }
 
-/// Releases of its workload, changes of configuration in its namespace and of its node's conditions, before a finding began or before
-/// now.
+/// Releases and other changes of its workload, changes of configuration in its namespace and of its node's conditions, before a
+/// finding began or before now.
 async fn changes(
     client: &mut Client,
     server: &ServerAt,
@@ -298,7 +307,7 @@ struct Answer<'a> {
     finding: Option<&'a Finding>,
     others: &'a [Finding],
     last: &'a [Event],
-    states: &'a [Event],
+    states: &'a States,
     changes: &'a [Event],
 }
 
@@ -323,7 +332,13 @@ fn text(printing: Printing, subject: &Subject, answer: &Answer<'_>, unread: Opti
             events.iter().for_each(|event| out.push_str(&render::event_row(style, event)));
         }
     };
-    rows(&mut out, "State now, as last reported", answer.states);
+    rows(&mut out, "State now, as last reported", &answer.states.shown);
+    if answer.states.left_out > 0 {
+        out.push_str(&format!(
+            "  and {} more that are not shown: `tapioctl why pod/NAME` has those of one pod\n",
+            answer.states.left_out
+        ));
+    }
     rows(&mut out, "What changed before", answer.changes);
     out.push_str("\nLast events\n");
     for event in answer.last {
