@@ -1,6 +1,6 @@
 //! Pods that are gone, and by whose hand.
 
-use crate::correlate_node::{Node, Process, SECOND, SIGTERM, findings_of};
+use crate::correlate_node::{Machine, Node, Process, SECOND, SIGTERM, findings_of};
 use tapio_wire::event::EntityId;
 
 /// Deleted through the API, and stopped by kubelet for it.
@@ -144,6 +144,64 @@ fn pods_leaving_a_cordoned_node_are_one_probable_drain() {
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!((found[0].pattern.as_str(), found[0].count), ("drained", 3));
     assert!(found[0].confidence < 0.8, "the deletion may have another reason");
+}
+
+/// `pods` pods with a container each, evicted through the API one after the other.
+fn evict(node: &mut Node, pods: u32, workload: &str) {
+    for number in 1..=pods {
+        let name = format!("shop/web-{number}");
+        let at = (100 + u64::from(number)) * SECOND;
+        let container = node.kube_container(workload, &name, &format!("c{number}"));
+        let pod = node.kube_pod(workload, &name);
+        node.pod_says(at, pod, ["EvictionByEvictionAPI", "Eviction API: evicting"], true);
+        node.stop(container, at + SECOND);
+    }
+}
+
+#[test]
+fn pods_evicted_from_a_cordoned_node_are_one_drain() {
+    let mut node = Node::new("n1");
+    node.node_condition(90 * SECOND, "Schedulable", 0);
+    evict(&mut node, 3, "Deployment/web");
+    // It takes pods again when that is over.
+    node.node_condition(600 * SECOND, "Schedulable", 1);
+    node.lethal(600 * SECOND);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!((found[0].pattern.as_str(), found[0].count), ("evicted-by-drain", 3), "{found:#?}");
+    assert!(found[0].title.contains("node n1 is drained: 3 of its pods"), "{}", found[0].title);
+    assert!(found[0].confidence > 0.9 && found[0].severity == "low", "{found:#?}");
+}
+
+#[test]
+fn evictions_that_need_not_be_a_drain_are_evictions() {
+    let cases: [(u32, &[(u64, u8)], &str); 4] = [
+        (3, &[], "it was not cordoned"),
+        (3, &[(90, 1)], "it takes pods"),
+        (3, &[(60, 0), (90, 1)], "it takes pods again"),
+        (1, &[(90, 0)], "one alone may be anybody's"),
+    ];
+    for (pods, conditions, why) in cases {
+        let mut node = Node::new("n1");
+        for &(at, status) in conditions {
+            node.node_condition(at * SECOND, "Schedulable", status);
+        }
+        evict(&mut node, pods, "Deployment/web");
+        node.lethal(200 * SECOND);
+        let found = findings_of(&node);
+        assert!(!found.is_empty() && found.iter().all(|one| one.pattern == "evicted-by-api"), "{why}: {found:#?}");
+    }
+    // Another node was cordoned.
+    let (mut node, mut other) = (Node::new("n1"), Node::new("n2"));
+    other.node_condition(90 * SECOND, "Schedulable", 0);
+    other.lethal(90 * SECOND);
+    evict(&mut node, 3, "Deployment/web");
+    node.lethal(200 * SECOND);
+    let machine = Machine::start(1);
+    machine.deliver(&other.node, &other.frames);
+    machine.deliver(&node.node, &node.frames);
+    let found = machine.findings();
+    assert!(!found.is_empty() && found.iter().all(|one| one.pattern == "evicted-by-api"), "{found:#?}");
 }
 
 #[test]

@@ -96,12 +96,18 @@ impl Node {
     }
 
     pub fn pod_state(&mut self, at: u64, entity: EntityId, reason: &str, is_deleting: bool) {
+        self.pod_says(at, entity, [reason, ""], is_deleting);
+    }
+
+    /// The same with what is said beside the reason.
+    pub fn pod_says(&mut self, at: u64, entity: EntityId, [reason, message]: [&str; 2], is_deleting: bool) {
         let reason = self.name(reason);
         let phase = self.name("Failed");
+        let message = if message.is_empty() { NO_NAME } else { self.name(message) };
         let state = PodState {
             phase,
             reason,
-            message: NO_NAME,
+            message,
             deletion_ns: u64::from(is_deleting),
             deletion_grace_s: 30,
             is_ready: false,
