@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -316,4 +316,32 @@ fn a_changed_limit_is_reported_with_what_it_was_and_who_changed_it() {
             said("", "its specification was changed: memory limit of web from 32Mi to 16Mi"),
         ]
     );
+}
+
+#[test]
+fn who_preempted_a_pod_is_named_whatever_the_scheduler_calls_it() {
+    let preempted = |number: u64, message: &str| {
+        checked::<Event>(json!({
+            "metadata": {"name": format!("e{number}"), "namespace": "shop", "uid": format!("e{number}"), "resourceVersion": "5"},
+            "involvedObject": {"kind": "Pod", "namespace": "shop", "name": format!("cart-{number}"), "uid": format!("p{number}")},
+            "related": {"kind": "Pod", "namespace": "pay", "name": "urgent", "uid": "4f0c-77"},
+            "reason": "Preempted", "message": message, "type": "Normal", "action": "Preempting",
+            "eventTime": ago(0), "reportingComponent": "default-scheduler", "reportingInstance": "default-scheduler-1",
+        }))
+    };
+    // Kubernetes 1.29 and newer, 1.26 to 1.28, and before.
+    let events = vec![
+        preempted(1, "Preempted by pod 4f0c-77 on node node1"),
+        preempted(2, "Preempted by a pod on node node1"),
+        preempted(3, "Preempted by pay/urgent on node node1"),
+    ];
+    let api = crate::kube_elected::elected(move |asked| match asked.is_watch() {
+        false => list(10, if asked.path.ends_with("/events") { events.clone() } else { Vec::new() }),
+        true => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_event(&["event shop/cart-1: Preempted x1 Preempted by pod pay/urgent on node node1"]);
+    rig.until_event(&["event shop/cart-2: Preempted x1 Preempted by a pod on node node1 (pod pay/urgent)"]);
+    rig.until_event(&["event shop/cart-3: Preempted x1 Preempted by pay/urgent on node node1"]);
+    rig.finish();
 }

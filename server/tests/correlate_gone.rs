@@ -118,6 +118,24 @@ fn events_say_it_where_the_pod_does_not() {
 }
 
 #[test]
+fn who_took_a_preempted_pods_place_is_said() {
+    let said = "Preempted by pod pay/urgent on node n1";
+    let mut gone = web();
+    gone.node.said(99 * SECOND, gone.pod, "Pod", "Preempted", said);
+    delete(&mut gone.node, gone.pod, gone.container, 100, 100 * SECOND);
+    let found = findings_of(&gone.node);
+    assert_eq!((found.len(), found[0].pattern.as_str()), (1, "preempted"), "{found:#?}");
+    assert!(found[0].summary.contains(said), "{}", found[0].summary);
+    // What the condition says names nobody.
+    let said = "Scheduler: preempting to accommodate a higher priority pod";
+    let mut gone = web();
+    gone.node.pod_says(99 * SECOND, gone.pod, ["PreemptionByScheduler", said], true);
+    delete(&mut gone.node, gone.pod, gone.container, 100, 100 * SECOND);
+    let found = findings_of(&gone.node);
+    assert!(found[0].pattern == "preempted" && found[0].summary.contains(said), "{found:#?}");
+}
+
+#[test]
 fn what_its_controller_ends_was_meant() {
     let mut gone = web();
     let workload = gone.node.kube_workload("Deployment/web", "shop");

@@ -208,12 +208,43 @@ fn only_the_same_nodes_full_disk_explains_an_eviction() {
         } else {
             node.node_condition(95 * SECOND, "DiskPressure", 0);
         }
-        node.pod_state(100 * SECOND, pod, "Evicted", false);
+        let message = "The node was low on resource: ephemeral-storage. Container web was using 9Gi. ";
+        node.pod_says(100 * SECOND, pod, ["Evicted", message], false);
         node.lethal(101 * SECOND);
         let found = findings_of(&node);
         assert_eq!(found.len(), 1, "{found:#?}");
         assert_eq!(found[0].pattern, expected);
         assert_eq!(found[0].summary.contains("shop/log-0/web was refused space"), is_own, "{}", found[0].summary);
+    }
+}
+
+#[test]
+fn an_eviction_says_what_for_and_a_full_disk_explains_no_other() {
+    let low = |resource: &str| format!("The node was low on resource: {resource}. Container web was using 9Gi. ");
+    let cases = [
+        (low("ephemeral-storage"), "disk-full-eviction"),
+        (low("inodes"), "disk-full-eviction"),
+        ("The node had condition: [DiskPressure]. ".to_owned(), "disk-full-eviction"),
+        (low("memory"), "evicted"),
+        (low("pids"), "evicted"),
+        ("Container web exceeded its local ephemeral storage limit \"1Gi\". ".to_owned(), "storage-limit-eviction"),
+        (
+            "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ".to_owned(),
+            "storage-limit-eviction",
+        ),
+        ("Usage of EmptyDir volume \"cache\" exceeds the limit \"1Gi\". ".to_owned(), "storage-limit-eviction"),
+    ];
+    for (message, expected) in cases {
+        let mut node = Node::new("n1");
+        node.node_condition(95 * SECOND, "DiskPressure", 1);
+        let pod = node.kube_pod("Deployment/web", "shop/web-0");
+        node.pod_says(100 * SECOND, pod, ["Evicted", &message], false);
+        node.lethal(101 * SECOND);
+        let found = findings_of(&node);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].pattern, expected, "{message}");
+        assert!(found[0].summary.contains(message.trim_end()), "{found:#?}");
+        assert!(expected != "evicted" || found[0].title.contains(message.trim_end()), "{}", found[0].title);
     }
 }
 

@@ -314,7 +314,9 @@ fn text(body: &Frame, event: &Event, names: &HashMap<u64, String>) -> String {
             gap.found_gone,
             gap.from_ns <= gap.until_ns
         ),
-        Detail::KubeEvent(event) => format!("event {of}: {} x{}", name(event.reason), event.count),
+        Detail::KubeEvent(event) => {
+            format!("event {of}: {} x{} {}", name(event.reason), event.count, name(event.message))
+        }
         Detail::NodeCondition(condition) => format!("condition {} {}", name(condition.condition), condition.status),
         Detail::Rollout(rollout) => format!(
             "rollout {of}: {} {} images={} before={} reason={} ready={}/{} gone={}",

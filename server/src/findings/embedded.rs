@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 103] = [
+pub(super) const EMBEDDED: [(&str, &str); 104] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -94,6 +94,7 @@ pub(super) const EMBEDDED: [(&str, &str); 103] = [
     ("stopped-from-inside.yaml", include_str!("../../patterns/stopped-from-inside.yaml")),
     ("stopped-from-outside.yaml", include_str!("../../patterns/stopped-from-outside.yaml")),
     ("stopped.yaml", include_str!("../../patterns/stopped.yaml")),
+    ("storage-limit-eviction.yaml", include_str!("../../patterns/storage-limit-eviction.yaml")),
     ("storage-stall.yaml", include_str!("../../patterns/storage-stall.yaml")),
     ("task-blocked.yaml", include_str!("../../patterns/task-blocked.yaml")),
     ("throttled-into-probe-failure.yaml", include_str!("../../patterns/throttled-into-probe-failure.yaml")),

@@ -50,6 +50,21 @@ impl Events {
     }
 }
 
+/// The message. The scheduler names who took a pod's place by its uid alone since Kubernetes 1.29, from 1.26 on not at all, and
+/// refers to it.
+fn message_of(event: &objects::Event) -> String {
+    let (message, by) = (&event.message, &event.related);
+    let name = format!("{}/{}", by.namespace, by.name);
+    let is_unnamed = by.kind == "Pod" && !by.name.is_empty() && !message.contains(&name);
+    if event.reason != "Preempted" || !is_unnamed {
+        return message.clone();
+    }
+    match !by.uid.is_empty() && message.contains(&*by.uid) {
+        true => message.replacen(&*by.uid, &name, 1),
+        false => format!("{message} (pod {name})"),
+    }
+}
+
 impl Follower for Events {
     type Object = objects::Event;
     /// What was reported of it: how often and when it was said.
@@ -97,8 +112,8 @@ impl Follower for Events {
         };
         let subject = owner.or_else(|| Subject::of(&about.kind, &about.namespace, &about.name, &about.uid));
         let subject = subject.unwrap_or_else(|| Subject::Node(self.node.to_string()));
-        let texts =
-            [&event.reason, &event.message, &about.kind, &about.namespace, &about.name, &about.field_path, component];
+        let message = message_of(event);
+        let texts = [&event.reason, &message, &about.kind, &about.namespace, &about.name, &about.field_path, component];
         let texts = texts.map(Clone::clone);
         let is_warning = event.r#type == "Warning";
         let late_ns = realtime_ns().saturating_sub(last_ns);

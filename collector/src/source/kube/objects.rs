@@ -137,6 +137,8 @@ object! {
     Event {
         metadata: Meta,
         involved_object: Reference,
+        /// Another object that it is about.
+        related: Reference,
         reason: String,
         message: String,
         source: EventSource,
