@@ -223,15 +223,49 @@ fn evictions_that_need_not_be_a_drain_are_evictions() {
 }
 
 #[test]
-fn a_job_that_gave_up_says_why() {
+fn an_evicted_pod_of_a_job_fails_no_job() {
     let mut node = Node::new("n1");
-    node.job_failed(100 * SECOND, "shop", "import", "BackoffLimitExceeded");
-    let job = node.kube_workload("Job/import", "shop");
-    let message = "Job has reached the specified backoff limit";
-    node.said_of(100 * SECOND, job, ["Job", "import", "BackoffLimitExceeded", message]);
-    node.lethal(100 * SECOND);
+    evict(&mut node, 1, "Job/import");
+    node.lethal(200 * SECOND);
     let found = findings_of(&node);
     assert_eq!(found.len(), 1, "{found:#?}");
-    assert_eq!(found[0].pattern, "job-failed");
-    assert!(found[0].title.contains("shop/import") && found[0].title.contains("BackoffLimitExceeded"));
+    let entity = found[0].entity.as_ref().expect("an entity");
+    assert_eq!((found[0].pattern.as_str(), entity.workload.as_str()), ("evicted-by-api", "Job/import"));
+}
+
+#[test]
+fn a_job_that_gave_up_says_why() {
+    let reasons =
+        ["BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy", "FailedIndexes", "MaxFailedIndexesExceeded"];
+    for reason in reasons {
+        let mut node = Node::new("n1");
+        node.job_failed(100 * SECOND, "shop", "import", reason);
+        let job = node.kube_workload("Job/import", "shop");
+        let message = "Container work for pod shop/import-x failed with exit code 42 matching FailJob rule at index 0";
+        node.said_of(101 * SECOND, job, ["Job", "import", reason, message]);
+        node.lethal(101 * SECOND);
+        let found = findings_of(&node);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].pattern, "job-failed");
+        assert!(found[0].title.contains("shop/import") && found[0].title.contains(reason), "{}", found[0].title);
+        // Of its Event and its condition, which are joined.
+        assert!(found[0].summary.contains(message) && found[0].summary.contains("4 of its pods failed"), "{found:#?}");
+        assert_eq!(found[0].evidence.len(), 2, "{found:#?}");
+    }
+}
+
+#[test]
+fn a_failure_policy_that_ends_a_job_is_found_beside_the_exit_that_it_is_for() {
+    let mut node = Node::new("n1");
+    let work = node.kube_container_named("Job/import", "shop/import-x", "c1", "work");
+    node.exit(99 * SECOND, Process::init(work, 100, "import"), 42 << 8);
+    node.job_failed(100 * SECOND, "shop", "import", "PodFailurePolicy");
+    let job = node.kube_workload("Job/import", "shop");
+    node.said_of(101 * SECOND, job, ["Job", "import", "PodFailurePolicy", "failed with exit code 42"]);
+    node.lethal(101 * SECOND);
+    let mut found = findings_of(&node);
+    found.sort_by(|a, b| a.pattern.cmp(&b.pattern));
+    let patterns: Vec<_> = found.iter().map(|one| one.pattern.as_str()).collect();
+    assert_eq!(patterns, ["exited-with-error", "job-failed"], "{found:#?}");
+    assert!(found[0].title.contains("42"), "{}", found[0].title);
 }

@@ -183,9 +183,13 @@ fn a_container_that_cannot_start_is_explained_by_what_the_runtime_said() {
         node.lethal(150 * SECOND);
         assert!(!only_state(&node, expected).ongoing, "{message}");
     }
-    // CRI-O says it when it creates the container.
+}
+
+#[test]
+fn cri_o_says_what_is_wrong_when_it_creates_the_container() {
     let crio = "container create failed: executable file `nope` not found in $PATH: No such file or directory";
-    for (message, expected) in [(crio, "command-cannot-run"), ("container create failed: EOF", "container-not-created")] {
+    for (message, expected) in [(crio, "command-cannot-run"), ("container create failed: EOF", "container-not-created")]
+    {
         let mut node = Node::new("n1");
         let pod = pod(&mut node, 1);
         node.waits(100 * SECOND, pod, ["web", "CreateContainerError", message]);
@@ -320,6 +324,20 @@ fn a_program_that_ends_well_and_restarts_is_no_service() {
     };
     assert!(only_state(&loops(None), "ends-and-restarts").ongoing);
     assert_eq!(patterns_of(&loops(Some("Error"))), [""; 0], "one of its ends was a failure");
+}
+
+#[test]
+fn a_sidecar_that_keeps_failing_is_named_and_not_its_pods_other_container() {
+    let mut node = Node::new("n1");
+    let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
+    node.runs(90 * SECOND, web, "web");
+    for run in 0..4 {
+        let proxy = node.kube_container_named("Deployment/web", "shop/web-1", &format!("p{run}"), "proxy");
+        node.exit((100 + 20 * run) * SECOND, Process::init(proxy, 200 + run as u32, "envoy"), 1 << 8);
+    }
+    node.lethal(161 * SECOND);
+    let found = only_state(&node, "crash-loop");
+    assert!(found.title.contains("shop/web-1/proxy") && !found.title.contains("shop/web-1/web"), "{found:#?}");
 }
 
 #[test]
