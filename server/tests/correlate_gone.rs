@@ -269,3 +269,18 @@ fn a_failure_policy_that_ends_a_job_is_found_beside_the_exit_that_it_is_for() {
     assert_eq!(patterns, ["exited-with-error", "job-failed"], "{found:#?}");
     assert!(found[0].title.contains("42"), "{}", found[0].title);
 }
+
+#[test]
+fn a_job_that_has_done_its_work_is_no_failure() {
+    let mut node = Node::new("n1");
+    let job = node.kube_workload("Job/import", "shop");
+    node.said_of(100 * SECOND, job, ["Job", "import", "Completed", "Job completed"]);
+    // A CronJob says so too, in other words, of a Job that has an Event of its own.
+    let cron = node.kube_workload("CronJob/import", "shop");
+    node.said_of(100 * SECOND, cron, ["CronJob", "import", "SawCompletedJob", "Saw completed job: import"]);
+    node.lethal(100 * SECOND);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!((found[0].pattern.as_str(), found[0].severity.as_str()), ("job-finished", "info"));
+    assert!(found[0].title.contains("Job shop/import has finished"), "{}", found[0].title);
+}

@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 104] = [
+pub(super) const EMBEDDED: [(&str, &str); 105] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -49,6 +49,7 @@ pub(super) const EMBEDDED: [(&str, &str); 104] = [
     ("interrupted-from-inside.yaml", include_str!("../../patterns/interrupted-from-inside.yaml")),
     ("interrupted-from-outside.yaml", include_str!("../../patterns/interrupted-from-outside.yaml")),
     ("job-failed.yaml", include_str!("../../patterns/job-failed.yaml")),
+    ("job-finished.yaml", include_str!("../../patterns/job-finished.yaml")),
     ("killed-by-kernel.yaml", include_str!("../../patterns/killed-by-kernel.yaml")),
     ("killed-by-own-process.yaml", include_str!("../../patterns/killed-by-own-process.yaml")),
     ("killed-from-outside.yaml", include_str!("../../patterns/killed-from-outside.yaml")),
