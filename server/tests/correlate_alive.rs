@@ -31,10 +31,12 @@ fn troubles_of_what_lives_have_a_beginning_and_an_end() {
         ("stopped", "", "process-stopped", "SIGCONT"),
         ("disk-full", "/var/lib/kubelet", "disk-nearly-full", "/var/lib/kubelet"),
         ("inodes-full", "/", "disk-nearly-full", "inodes-full"),
+        ("disk-filling", "/var/lib/kubelet", "disk-filling", "/var/lib/kubelet"),
+        ("inodes-filling", "/", "disk-filling", "inodes-filling"),
     ] {
         let mut node = Node::new("n1");
         let entity = match expected {
-            "disk-nearly-full" => node.itself(),
+            "disk-nearly-full" | "disk-filling" => node.itself(),
             _ => node.kube_container("Deployment/web", "shop/web-1", "c1"),
         };
         node.trouble(100 * SECOND, entity, what, place, false);
@@ -124,6 +126,32 @@ fn two_full_disks_are_findings_of_their_own() {
     found.sort_by(|a, b| a.title.cmp(&b.title));
     let states: Vec<_> = found.iter().map(|one| (one.title.contains("/var/log"), one.ongoing)).collect();
     assert_eq!(states, [(false, false), (true, true)], "{found:#?}");
+}
+
+#[test]
+fn a_disk_that_fills_up_is_warned_of_until_it_is_full() {
+    let mut node = Node::new("n1");
+    let itself = node.itself();
+    node.trouble(100 * SECOND, itself, "disk-filling", "/", false);
+    node.trouble(100 * SECOND, itself, "disk-filling", "/var/log", false);
+    node.trouble(200 * SECOND, itself, "disk-full", "/", false);
+    node.trouble(230 * SECOND, itself, "disk-filling", "/", true);
+    node.lethal(240 * SECOND);
+    let mut found = findings_of(&node);
+    found.sort_by(|a, b| a.title.cmp(&b.title));
+    let states: Vec<_> = found
+        .iter()
+        .map(|one| (one.pattern.as_str(), one.severity.as_str(), one.title.contains("/var/log"), one.ongoing))
+        .collect();
+    assert_eq!(
+        states,
+        [
+            ("disk-filling", "low", false, false),
+            ("disk-nearly-full", "high", false, true),
+            ("disk-filling", "low", true, true),
+        ],
+        "{found:#?}"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 105] = [
+pub(super) const EMBEDDED: [(&str, &str); 106] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -26,6 +26,7 @@ pub(super) const EMBEDDED: [(&str, &str); 105] = [
     ("descriptor-leak.yaml", include_str!("../../patterns/descriptor-leak.yaml")),
     ("descriptors-at-limit.yaml", include_str!("../../patterns/descriptors-at-limit.yaml")),
     ("disk-failing.yaml", include_str!("../../patterns/disk-failing.yaml")),
+    ("disk-filling.yaml", include_str!("../../patterns/disk-filling.yaml")),
     ("disk-full-eviction.yaml", include_str!("../../patterns/disk-full-eviction.yaml")),
     ("disk-nearly-full.yaml", include_str!("../../patterns/disk-nearly-full.yaml")),
     ("dns-is-down.yaml", include_str!("../../patterns/dns-is-down.yaml")),

@@ -136,7 +136,9 @@ pub fn trouble_of(clue: &Clue) -> Option<String> {
         return None;
     }
     match fact.text("what") {
-        what @ ("disk-full" | "inodes-full") => Some(format!("{what} {}", fact.text("place"))),
+        what @ ("disk-full" | "inodes-full" | "disk-filling" | "inodes-filling") => {
+            Some(format!("{what} {}", fact.text("place")))
+        }
         "blocked" | "unkillable" => Some(format!("task {}", clue.pid)),
         _ => None,
     }

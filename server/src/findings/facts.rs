@@ -170,7 +170,9 @@ fn trouble(fact: &Fact) -> String {
         "pids-at-limit" if is_over => {}
         "pids-at-limit" if limit > 0 => text += &format!(": one was refused; then {value} of {limit} were in use"),
         "memory-high" if limit > 0 => text += &format!(": {} of {}", human_bytes(value), human_bytes(limit)),
-        "throttled" | "disk-full" | "inodes-full" if limit > 0 => text += &format!(": {value} %"),
+        "throttled" | "disk-full" | "inodes-full" | "disk-filling" | "inodes-filling" if limit > 0 => {
+            text += &format!(": {value} %")
+        }
         _ if limit > 0 => text += &format!(": {value} of {limit}"),
         _ if value > 0 => text += &format!(": {value}"),
         _ => {}

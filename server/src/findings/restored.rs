@@ -39,7 +39,7 @@ pub(super) fn node_of(finding: &Finding) -> &str {
 pub(super) fn is_of_part(piece: &Evidence, part: &str) -> bool {
     match part.split_once(' ') {
         Some(("task", pid)) => piece.pid.to_string() == pid,
-        Some((what @ ("disk-full" | "inodes-full"), place)) => {
+        Some((what @ ("disk-full" | "inodes-full" | "disk-filling" | "inodes-filling"), place)) => {
             piece.text.starts_with(what) && piece.text.contains(&format!(" in {place}, "))
         }
         _ => true,

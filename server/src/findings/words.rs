@@ -46,6 +46,8 @@ const TROUBLES: [&str; 15] = [
     "unkillable",
     "disk-full",
     "inodes-full",
+    "disk-filling",
+    "inodes-filling",
     "not-ready",
     "init-runs",
     "pending",

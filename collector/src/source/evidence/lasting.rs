@@ -29,6 +29,10 @@ pub enum What {
     DiskFull,
     /// The file system has no free inodes.
     InodesFull,
+    /// It will soon have no room: kubelet begins to delete images and to evict pods before it is full.
+    DiskFilling,
+    /// The same of its inodes.
+    InodesFilling,
 }
 
 impl What {
@@ -45,6 +49,8 @@ impl What {
             Self::Unkillable => "unkillable",
             Self::DiskFull => "disk-full",
             Self::InodesFull => "inodes-full",
+            Self::DiskFilling => "disk-filling",
+            Self::InodesFilling => "inodes-filling",
         }
     }
 }

@@ -19,12 +19,23 @@ const DISK_LOOKS: u32 = 2;
 /// A file system is full from `FULL` percent on, and has space again below `ROOM` percent.
 const FULL: u64 = 95;
 const ROOM: u64 = 90;
+/// It is filling up from here on, and not any more below the second. By default kubelet deletes images, and evicts pods for what
+/// images are on, from 85 % on.
+const FILLING: u64 = 80;
+const CALM: u64 = 75;
+
+/// How full a file system is, of bytes or of inodes.
+#[derive(Default)]
+struct Filling {
+    full: Lasting,
+    filling: Lasting,
+}
 
 /// Finds hanging tasks and full file systems of the node.
 #[derive(Default)]
 pub struct NodeWatch {
     blocked: HashMap<Task, (Lasting, bool), RandomState>,
-    disks: HashMap<String, [Lasting; 2], RandomState>,
+    disks: HashMap<String, [Filling; 2], RandomState>,
 }
 
 impl NodeWatch {
@@ -60,17 +71,29 @@ impl NodeWatch {
         found: Vec<FileSystem>,
         reports: &mut Vec<Trouble>,
     ) {
+        // Volumes come and go with their pods.
+        self.disks.retain(|mount, _| found.iter().any(|disk| disk.mount == *mount));
         for disk in found {
             let states = self.disks.entry(disk.mount.clone()).or_default();
-            let percents = [(What::DiskFull, disk.used_percent), (What::InodesFull, disk.inodes_percent)];
-            for (lasting, (what, percent)) in states.iter_mut().zip(percents) {
-                let from = if lasting.is_reported() { ROOM } else { FULL };
-                let Some(report) = lasting.saw(now, percent >= from, DISK_LOOKS, repeat_interval) else { continue };
-                let place = disk.mount.clone();
-                reports.push(Trouble {
-                    place,
-                    ..Trouble::new(Whose::Node, what, report.since, (percent, 100), report.is_over)
-                });
+            let percents = [
+                (What::DiskFull, What::DiskFilling, disk.used_percent),
+                (What::InodesFull, What::InodesFilling, disk.inodes_percent),
+            ];
+            for (Filling { full, filling }, (is_full, is_filling, percent)) in states.iter_mut().zip(percents) {
+                let from = if full.is_reported() { ROOM } else { FULL };
+                let of_full = full.saw(now, percent >= from, DISK_LOOKS, repeat_interval);
+                // What is full is not filling up.
+                let from = if filling.is_reported() { CALM } else { FILLING };
+                let fills = percent >= from && percent < FULL && !full.is_reported();
+                let of_filling = filling.saw(now, fills, DISK_LOOKS, repeat_interval);
+                for (what, report) in [(is_full, of_full), (is_filling, of_filling)] {
+                    let Some(report) = report else { continue };
+                    let place = disk.mount.clone();
+                    reports.push(Trouble {
+                        place,
+                        ..Trouble::new(Whose::Node, what, report.since, (percent, 100), report.is_over)
+                    });
+                }
             }
         }
     }
@@ -114,7 +137,7 @@ mod tests {
             let used_percent = match number {
                 0..10 => 96,
                 10..20 => 92,
-                _ => 80,
+                _ => 70,
             };
             let disk = FileSystem { mount: "/var".into(), used_percent, inodes_percent: 3 };
             watch.disks(start + INTERVAL * number, AGAIN, vec![disk], &mut reports);
@@ -125,5 +148,30 @@ mod tests {
         assert_eq!(of_room.last(), Some(&(full, true)));
         assert!(of_room.iter().filter(|report| report.1).count() == 1, "{reports:?}");
         assert!(overs(&reports).iter().all(|(what, _)| *what == full), "inodes never ran out, so nothing is over");
+    }
+
+    #[test]
+    fn a_file_system_is_filling_up_before_it_is_full_and_not_at_once() {
+        let (start, mut watch, mut reports) = (Instant::now(), NodeWatch::default(), Vec::new());
+        let percents = [79, 79, 81, 81, 78, 78, 96, 96, 96, 96, 85, 85, 85, 85, 74, 74, 74, 74];
+        for (number, percent) in percents.into_iter().enumerate() {
+            let disk = FileSystem { mount: "/var".into(), used_percent: 3, inodes_percent: percent };
+            watch.disks(start + INTERVAL * number as u32, AGAIN * 60, vec![disk], &mut reports);
+        }
+        let (full, filling) = (What::InodesFull, What::InodesFilling);
+        assert_eq!(
+            overs(&reports),
+            [(filling, false), (full, false), (filling, true), (full, true), (filling, false), (filling, true)]
+        );
+    }
+
+    #[test]
+    fn a_volume_that_was_unmounted_is_forgotten() {
+        let (start, mut watch, mut reports) = (Instant::now(), NodeWatch::default(), Vec::new());
+        for number in 0..100 {
+            let disk = FileSystem { mount: format!("/v{number}"), used_percent: 99, inodes_percent: 3 };
+            watch.disks(start + INTERVAL * number, AGAIN, vec![disk], &mut reports);
+        }
+        assert_eq!((watch.disks.len(), reports.len()), (1, 0));
     }
 }

@@ -6,6 +6,8 @@
 use std::hash::{Hash, Hasher};
 use std::path::Path;
 
+use tapio_probes::mountinfo;
+
 use crate::base::host;
 use crate::intake::identity::scan::Stat;
 
@@ -121,6 +123,22 @@ pub struct FileSystem {
 /// Where kubelet, runtimes and logs write; each file system once.
 const PLACES: [&str; 5] = ["/", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/containers", "/var/log"];
 
+/// Where kubelet mounts the volumes of pods, and how many of them are looked at.
+const VOLUMES: &str = "/var/lib/kubelet/pods/";
+const VOLUMES_MAX: usize = 64;
+/// File systems that are on a block device of the node: a server of files that is away does not make these hang.
+const LOCAL: [&str; 5] = ["ext4", "xfs", "btrfs", "ext3", "f2fs"];
+
+/// Volumes of pods in a `mountinfo` that are local file systems and can be written to.
+fn volumes(mountinfo: &str) -> Vec<String> {
+    let is_volume = |mount: &mountinfo::Mount<'_>| {
+        mount.point.strip_prefix(VOLUMES).is_some_and(|rest| rest.contains("/volumes/"))
+            && LOCAL.contains(&mount.kind)
+            && !mount.is_read_only()
+    };
+    mountinfo::parse(mountinfo).filter(is_volume).map(|mount| mount.point.into_owned()).take(VOLUMES_MAX).collect()
+}
+
 /// What an overlay says of itself is that of the file system with its upper layer, which the runtime keeps.
 const OWN_ROOT: &str = "the file system of images and containers";
 
@@ -130,9 +148,11 @@ pub fn file_systems() -> Vec<FileSystem> {
     let root = host::proc_root().join("1/root");
     let mut seen: Vec<u64> = Vec::new();
     let mut found = Vec::new();
-    for place in PLACES {
+    let volumes =
+        mountinfo::read(host::proc_root().join("1/mountinfo")).map_or_else(|_| Vec::new(), |text| volumes(&text));
+    for place in PLACES.into_iter().chain(volumes.iter().map(String::as_str)) {
         let path = root.join(place.trim_start_matches('/'));
-        // A mount below that hangs is none of these: they are directories of local file systems on any node.
+        // A mount below that hangs is none of these: they are directories of local file systems on any node, or such themselves.
         let Ok(stat) = rustix::fs::statvfs(&path) else { continue };
         if stat.f_blocks == 0 || seen.contains(&stat.f_fsid) {
             continue;
@@ -155,5 +175,29 @@ fn file_system(mount: &str, stat: &rustix::fs::StatVfs) -> FileSystem {
         // As df(1): what only root may use does not count.
         used_percent: percent(stat.f_bavail, stat.f_blocks - (stat.f_bfree - stat.f_bavail.min(stat.f_bfree))),
         inodes_percent: percent(stat.f_ffree, stat.f_files),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_those_of_pods_on_local_file_systems() {
+        let uid = "/var/lib/kubelet/pods/0a1b";
+        let lines = [
+            ("kubernetes.io~csi/pvc-1/mount", "rw,relatime", "ext4"),
+            // Such a server may be away; what cannot be written to does not fill up; a secret is memory.
+            ("kubernetes.io~nfs/share", "rw,relatime", "nfs4"),
+            ("kubernetes.io~csi/pvc-2/mount", "ro,relatime", "xfs"),
+            ("kubernetes.io~secret/keys", "rw,relatime", "tmpfs"),
+        ];
+        let mut text = String::from("22 1 8:1 / /var/lib/kubelet rw,relatime shared:1 - ext4 /dev/sda1 rw\n");
+        for (path, options, kind) in lines {
+            text += &format!("23 22 8:2 / {uid}/volumes/{path} {options} shared:2 - {kind} /dev/sdb rw\n");
+        }
+        text += &format!("24 22 8:2 / {uid}/volume-subpaths/pvc-1/web/0 rw shared:2 - ext4 /dev/sdb rw\n");
+        assert_eq!(volumes(&text), [format!("{uid}/volumes/kubernetes.io~csi/pvc-1/mount")]);
+        assert_eq!(volumes(&text.repeat(200)).len(), VOLUMES_MAX);
     }
 }
