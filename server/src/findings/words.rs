@@ -35,7 +35,7 @@ pub(super) fn words(field: Field, kind: ClueKind) -> Vec<&'static str> {
 }
 
 /// What collectors call what is wrong with something that lives.
-const TROUBLES: [&str; 15] = [
+const TROUBLES: [&str; 17] = [
     "throttled",
     "pids-at-limit",
     "memory-high",

@@ -447,7 +447,7 @@ mod tests {
     use crate::base::clock::boottime_ns;
 
     fn said(seconds_ago: u64) -> WatchReport {
-        let at = k8s_openapi::jiff::Timestamp::now() - std::time::Duration::from_secs(seconds_ago);
+        let at = k8s_openapi::jiff::Timestamp::now() - Duration::from_secs(seconds_ago);
         let event = serde_json::json!({
             "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "web-1", "uid": "u1"},
             "reason": "Unhealthy", "message": "Liveness probe failed", "type": "Warning", "count": 1,
