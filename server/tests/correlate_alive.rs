@@ -183,7 +183,7 @@ fn a_stuck_pod_is_reported_with_kubernetes_message_until_freed() {
 }
 
 #[test]
-fn a_pod_that_waits_in_silence_is_reported_with_the_last_event() {
+fn a_silently_waiting_pod_is_reported_with_its_last_event() {
     const WAITS: &str = "kubelet has not started container web, and does not say what it waits for";
     for (what, place) in [("pending", WAITS), ("starting", "container web runs, and its startup probe has not passed")]
     {
@@ -203,7 +203,7 @@ fn a_pod_that_waits_in_silence_is_reported_with_the_last_event() {
 }
 
 #[test]
-fn what_is_known_of_a_waiting_pod_goes_before_its_silence() {
+fn a_known_reason_absorbs_the_silence_of_a_pod() {
     let silent = |reason: &str, until: u64| {
         let mut node = Node::new("n1");
         let pod = pod(&mut node);

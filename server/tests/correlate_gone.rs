@@ -79,7 +79,7 @@ fn the_pods_conditions_state_who_asked_for_its_deletion() {
 }
 
 #[test]
-fn a_pod_that_kubelet_refuses_is_reported_unless_it_had_run() {
+fn a_pod_refused_by_kubelet_had_never_run() {
     let refused = |reason: &str, runs: bool| {
         let mut gone = web();
         if runs {

@@ -22,7 +22,7 @@ fn texts(found: &Finding) -> (&str, &str, usize) {
 }
 
 #[test]
-fn a_node_that_is_not_ready_is_reported_until_it_is_or_is_gone() {
+fn an_unready_node_is_reported_until_ready_or_gone() {
     let ends = [(["Ready", "KubeletReady", ""], 1), (["NotReady", "", ""], 0), (["Ready", "NodeDeleted", ""], 2)];
     for (message, reason) in [(SILENT, "NodeStatusUnknown"), (NO_NETWORK, "KubeletNotReady")] {
         for (end, status) in ends {
@@ -85,7 +85,7 @@ fn a_runtime_that_does_not_answer_says_it_better() {
 }
 
 #[test]
-fn a_kubelet_that_failed_is_why_its_node_is_not_ready() {
+fn a_failed_kubelet_explains_its_unready_node() {
     let mut node = Node::new("n1");
     let kubelet = node.unit("kubelet.service");
     node.unit_state(100 * SECOND, kubelet, "kubelet.service", "failed", "exit-code");

@@ -238,7 +238,7 @@ fn a_controller_that_may_not_make_pods_is_reported() {
 }
 
 #[test]
-fn a_pod_that_waits_for_a_claim_says_why_that_is_not_bound() {
+fn a_pod_waiting_for_a_claim_says_why() {
     const UNBOUND: &str = "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims";
     let found = |claim: bool| {
         let mut node = Node::new("n1");

@@ -136,7 +136,7 @@ fn what_a_deleted_node_had_reported_is_over() {
 }
 
 #[test]
-fn a_node_that_is_made_anew_keeps_what_it_reports_since() {
+fn a_recreated_node_keeps_what_it_reports_since() {
     let (mut node, mut leader) = (Node::new("n1"), Node::new("n2"));
     let itself = node.itself();
     for at in [100, 300] {

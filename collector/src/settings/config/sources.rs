@@ -141,8 +141,8 @@ pub struct K8sSection {
     #[schemars(example = ["batch", "ci"])]
     #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub exclude_namespaces: Vec<String>,
-    /// How long a pod or node may not be ready, before a finding says so. So long a container may also take to start, an init
-    /// container may run, and a deleted pod may outlast its grace period.
+    /// How long a pod or node may be unready, a container may take to start, an init container may run, or a deleted pod may stay,
+    /// before a finding.
     #[serde(deserialize_with = "units::duration")]
     pub stuck_after: Duration,
     /// Outside of a cluster; default: `KUBECONFIG` of the environment, else `~/.kube/config`.

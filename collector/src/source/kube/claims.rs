@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_is_not_bound_is_known_with_the_last_warning() {
+    fn an_unbound_claim_is_known_with_its_last_warning() {
         let (claims, names) = (KnownClaims::default(), ["data".to_owned(), "other".to_owned()]);
         said(&claims, "Normal", "ExternalProvisioning");
         assert_eq!(claims.unbound("shop", &names), [[""; 4]; 0], "nobody has listed it yet");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_claims_are_those_it_names_and_those_made_for_it() {
+    fn named_and_ephemeral_claims_of_a_pod_are_found() {
         let pod = read(serde_json::json!({
             "metadata": {"name": "web-0", "namespace": "shop"},
             "spec": {"volumes": [

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_does_not_start_is_pending_unless_something_says_why() {
+    fn an_unstarted_container_without_a_reason_is_pending() {
         const LONG_AGO: &str = "2026-01-01T00:00:00Z";
         let waiting = |reason: &str| serde_json::json!({"name": "web", "state": {"waiting": {"reason": reason}}});
         let of = |phase: &str, init: serde_json::Value, containers: serde_json::Value| {

@@ -89,7 +89,7 @@ fn a_pod_that_no_node_takes_is_reported_again() {
 }
 
 #[test]
-fn a_pod_that_no_scheduler_looks_at_is_reported_until_one_does() {
+fn a_pod_no_scheduler_looks_at_is_reported_meanwhile() {
     let pod = |created: &str, conditions: Value| {
         read::<Pod>(json!({
             "metadata": {"name": "web", "namespace": "shop", "uid": "u1", "creationTimestamp": created},
@@ -118,7 +118,7 @@ fn a_pod_that_no_scheduler_looks_at_is_reported_until_one_does() {
 }
 
 #[test]
-fn a_claim_that_is_not_bound_is_reported_with_the_pod_that_waits_for_it() {
+fn an_unbound_claim_is_reported_with_its_waiting_pod() {
     let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1"});
     let pod: Pod = read(json!({
         "metadata": {"name": "web", "namespace": "shop", "uid": "u1"},
@@ -137,7 +137,7 @@ fn a_claim_that_is_not_bound_is_reported_with_the_pod_that_waits_for_it() {
 }
 
 #[test]
-fn a_node_that_is_not_ready_for_long_is_reported_until_it_is() {
+fn a_node_unready_for_long_is_reported_until_ready() {
     let node = |status: &str, since: &str| {
         read::<Node>(json!({
             "metadata": {"name": "node1"},
