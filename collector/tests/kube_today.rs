@@ -282,7 +282,7 @@ fn changes_of(steps: Vec<Value>, until: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_changed_limit_is_reported_with_what_it_was_and_who_changed_it() {
+fn a_changed_limit_names_the_old_one_and_its_author() {
     let controller = ("kube-controller-manager", "status", 0);
     let changes = changes_of(
         vec![
@@ -319,7 +319,7 @@ fn a_changed_limit_is_reported_with_what_it_was_and_who_changed_it() {
 }
 
 #[test]
-fn who_preempted_a_pod_is_named_whatever_the_scheduler_calls_it() {
+fn the_preempting_pod_is_named_in_each_wording() {
     let preempted = |number: u64, message: &str| {
         checked::<Event>(json!({
             "metadata": {"name": format!("e{number}"), "namespace": "shop", "uid": format!("e{number}"), "resourceVersion": "5"},

@@ -129,7 +129,7 @@ fn two_full_disks_are_findings_of_their_own() {
 }
 
 #[test]
-fn a_disk_that_fills_up_is_warned_of_until_it_is_full() {
+fn a_filling_disk_is_reported_until_it_is_full() {
     let mut node = Node::new("n1");
     let itself = node.itself();
     node.trouble(100 * SECOND, itself, "disk-filling", "/", false);

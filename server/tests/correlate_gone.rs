@@ -255,7 +255,7 @@ fn a_job_that_gave_up_says_why() {
 }
 
 #[test]
-fn a_failure_policy_that_ends_a_job_is_found_beside_the_exit_that_it_is_for() {
+fn a_jobs_failure_policy_is_found_beside_its_exit() {
     let mut node = Node::new("n1");
     let work = node.kube_container_named("Job/import", "shop/import-x", "c1", "work");
     node.exit(99 * SECOND, Process::init(work, 100, "import"), 42 << 8);

@@ -219,7 +219,7 @@ fn only_the_same_nodes_full_disk_explains_an_eviction() {
 }
 
 #[test]
-fn an_eviction_says_what_for_and_a_full_disk_explains_no_other() {
+fn an_eviction_names_its_resource() {
     let low = |resource: &str| format!("The node was low on resource: {resource}. Container web was using 9Gi. ");
     let cases = [
         (low("ephemeral-storage"), "disk-full-eviction"),

@@ -113,7 +113,7 @@ fn a_waiting_container_is_reported_by_its_reason() {
 const CREATE: &str = "failed to create containerd task: failed to create shim task: OCI runtime create failed: ";
 
 #[test]
-fn a_container_that_cannot_start_is_explained_by_what_the_runtime_said() {
+fn the_runtimes_words_explain_a_failed_start() {
     let runc = |said: &str| format!("{CREATE}runc create failed: unable to start container process: {said}: unknown");
     let init = |said: &str| runc(&format!("error during container init: {said}"));
     let cases = [
@@ -186,7 +186,7 @@ fn a_container_that_cannot_start_is_explained_by_what_the_runtime_said() {
 }
 
 #[test]
-fn cri_o_says_what_is_wrong_when_it_creates_the_container() {
+fn cri_o_names_the_fault_at_creation() {
     let crio = "container create failed: executable file `nope` not found in $PATH: No such file or directory";
     for (message, expected) in [(crio, "command-cannot-run"), ("container create failed: EOF", "container-not-created")]
     {
@@ -327,7 +327,7 @@ fn a_program_that_ends_well_and_restarts_is_no_service() {
 }
 
 #[test]
-fn a_sidecar_that_keeps_failing_is_named_and_not_its_pods_other_container() {
+fn a_failing_sidecar_is_named_not_its_neighbour() {
     let mut node = Node::new("n1");
     let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
     node.runs(90 * SECOND, web, "web");

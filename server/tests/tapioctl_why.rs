@@ -58,7 +58,7 @@ fn section<'a>(text: &'a str, title: &str) -> &'a str {
 const NOW: &str = "State now, as last reported";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_that_is_well_has_a_state_and_a_curve() {
+async fn a_healthy_pod_has_a_state_and_a_curve() {
     let mut node = node();
     let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
     node.runs(10 * SECOND, web, "web");
@@ -72,7 +72,7 @@ async fn a_pod_that_is_well_has_a_state_and_a_curve() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lasting_trouble_is_part_of_the_state_and_one_of_the_last_events() {
+async fn a_lasting_trouble_is_in_the_state_and_events() {
     let mut node = node();
     let web = node.kube_container("Deployment/web", "shop/web-1", "c1");
     node.runs(10 * SECOND, web, "web");
@@ -110,7 +110,7 @@ async fn jobs_and_units_are_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_workload_has_all_its_replicas_or_says_how_many_are_not_shown() {
+async fn a_workload_shows_or_counts_all_its_replicas() {
     let mut node = node();
     for number in 1..=3 {
         let web = node.kube_container("Deployment/web", &format!("shop/web-{number}"), &format!("c{number}"));

@@ -22,8 +22,8 @@ const DNS_SERVER: &str = "/usr/bin/python3 /lab/dns.py 0.0.0.0 https://$KUBERNET
     $(busybox cat /var/run/secrets/kubernetes.io/serviceaccount/token)";
 
 #[test]
-fn what_a_death_breaks_on_another_servers_node_is_found_once() {
-    if !has_node("what_a_death_breaks_on_another_servers_node_is_found_once") {
+fn consequences_on_another_servers_node_are_found_once() {
+    if !has_node("consequences_on_another_servers_node_are_found_once") {
         return;
     }
     // The probes of both nodes see one kernel: the network is left to the second node's.

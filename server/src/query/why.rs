@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trouble_is_a_state_until_it_is_over_or_nobody_repeats_it() {
+    fn a_trouble_is_a_state_while_it_is_repeated() {
         let trouble = |time_ns, is_over| said("trouble", 1, json!({"what": "throttled", "is_over": is_over}), time_ns);
         let runs = said("container_state", 1, json!({"container": "web", "state": "running"}), 1);
         let pod = Subject { pod: "web".into(), ..Subject::default() };
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_parts_those_that_are_well_are_left_out_first() {
+    fn parts_that_are_well_are_left_out_first() {
         let state = |id: u64, state: &str| said("container_state", id, json!({"container": "web", "state": state}), id);
         let mut events: Vec<Event> = (2..50).map(|id| state(id, "running")).collect();
         events.insert(0, state(1, "waiting"));

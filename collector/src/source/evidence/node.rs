@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_is_filling_up_before_it_is_full_and_not_at_once() {
+    fn a_file_system_fills_before_it_is_full() {
         let (start, mut watch, mut reports) = (Instant::now(), NodeWatch::default(), Vec::new());
         let percents = [79, 79, 81, 81, 78, 78, 96, 96, 96, 96, 85, 85, 85, 85, 74, 74, 74, 74];
         for (number, percent) in percents.into_iter().enumerate() {
