@@ -193,15 +193,14 @@ fn pods_evicted_from_a_cordoned_node_are_one_drain() {
 
 #[test]
 fn evictions_that_need_not_be_a_drain_are_evictions() {
-    let cases: [(u32, &[(u64, u8)], &str); 4] = [
-        (3, &[], "it was not cordoned"),
-        (3, &[(90, 1)], "it takes pods"),
-        (3, &[(60, 0), (90, 1)], "it takes pods again"),
-        (1, &[(90, 0)], "one alone may be anybody's"),
-    ];
-    for (pods, conditions, why) in cases {
+    for (pods, conditions, why) in [
+        (3, vec![], "it was not cordoned"),
+        (3, vec![(90, 1)], "it takes pods"),
+        (3, vec![(60, 0), (90, 1)], "it takes pods again"),
+        (1, vec![(90, 0)], "one alone may be anybody's"),
+    ] {
         let mut node = Node::new("n1");
-        for &(at, status) in conditions {
+        for (at, status) in conditions {
             node.node_condition(at * SECOND, "Schedulable", status);
         }
         evict(&mut node, pods, "Deployment/web");

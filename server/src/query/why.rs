@@ -104,7 +104,7 @@ fn part_of(subject: &Subject, event: &Event, detail: &Value, now_ns: u64) -> Opt
     let is_own = match event.kind.as_str() {
         "node_condition" => !subject.node.is_empty(),
         // Of a node only its own.
-        "trouble" => !subject.node.is_empty() == is_of_node,
+        "trouble" => subject.node.is_empty() != is_of_node,
         _ => subject.node.is_empty(),
     };
     let part = match event.kind.as_str() {
