@@ -171,7 +171,10 @@ fn evict(node: &mut Node, pods: u32, workload: &str) {
         let at = (100 + u64::from(number)) * SECOND;
         let container = node.kube_container(workload, &name, &format!("c{number}"));
         let pod = node.kube_pod(workload, &name);
-        node.pod_says(at, pod, ["EvictionByEvictionAPI", "Eviction API: evicting"], true);
+        // The API server writes the condition first, and deletes then.
+        for is_deleting in [false, true] {
+            node.pod_says(at, pod, ["EvictionByEvictionAPI", "Eviction API: evicting"], is_deleting);
+        }
         node.stop(container, at + SECOND);
     }
 }
