@@ -41,6 +41,9 @@ const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("burst-then-idle", &["liveness-probe-kill"], &[]),
 ];
 
+/// A probe that takes a fraction of a second with a core, and seconds with a tenth of one.
+const COUNTS: &str = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+
 /// A process's cgroup of a controller, in the hierarchy that has it.
 fn cgroup(pid: u32, controller: &str) -> PathBuf {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its cgroups");
@@ -89,13 +92,13 @@ fn pods() -> Vec<Value> {
     let mut probed = container("probed", "busybox sleep 600");
     probed["livenessProbe"] =
         json!({"exec": {"command": ["/bin/busybox", "false"]}, "periodSeconds": 1, "failureThreshold": 1});
-    // Both are slowed down by their CPU limit; one of them long before its probe fails.
-    let slowed = |name: &str, script: &str, fails_after_s: u32| {
+    // Both are slowed down by their CPU limit; one of them long before its probe times out.
+    let slowed = |name: &str, script: &str, probe: &str, fails_after_s: u32| {
         let mut slowed = container(name, script);
         slowed["resources"] = json!({"limits": {"cpu": "100m"}});
         slowed["livenessProbe"] = json!({
-            "exec": {"command": ["/bin/busybox", "false"]}, "initialDelaySeconds": fails_after_s, "periodSeconds": 1,
-            "failureThreshold": 1,
+            "exec": {"command": ["/bin/sh", "-c", probe]}, "initialDelaySeconds": fails_after_s, "periodSeconds": 1,
+            "failureThreshold": 1, "timeoutSeconds": 1,
         });
         slowed
     };
@@ -115,8 +118,8 @@ fn pods() -> Vec<Value> {
         pod("debugged", "Never", container("app", "busybox sleep 600")),
         pod("nope", "Never", nope),
         pod("stuck", "Always", probed),
-        pod("burst-then-idle", "Never", slowed("app", burst, 160)),
-        pod("throttled", "Never", slowed("app", "while :; do :; done", 75)),
+        pod("burst-then-idle", "Never", slowed("app", burst, "busybox sleep 10", 160)),
+        pod("throttled", "Never", slowed("app", "while :; do :; done", COUNTS, 75)),
         early,
         pod("calm", "Always", container("calm", calm)),
         pod("gone", "Never", container("gone", calm)),
