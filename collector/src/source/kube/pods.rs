@@ -469,3 +469,20 @@ fn pod_state(pod: &Pod) -> (LastWords, PresentPod<'_>) {
     };
     (last, PresentPod { reason, message, is_ready: is_true("Ready") })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Pod, addresses_of};
+
+    #[test]
+    fn pods_on_their_nodes_network_own_no_address() {
+        let addresses = |host_network: bool| {
+            let pod = serde_json::json!({
+                "metadata": {"name": "p"}, "spec": {"hostNetwork": host_network, "containers": []},
+                "status": {"podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]},
+            });
+            addresses_of(&serde_json::from_value::<Pod>(pod).expect("a pod")).len()
+        };
+        assert_eq!((addresses(true), addresses(false)), (0, 2));
+    }
+}
