@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -111,6 +111,11 @@ pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
     pids.set(("pids.max", "4"), ("pids.max", "4"))?;
     let file = disk.mount.join("file").display().to_string();
     let hung = start(&mut stage, None, &format!("while :; do echo x >{file}; sleep 0.1; done"))?;
+    // The first thread of this one waits for the one that hangs, and can be interrupted.
+    let in_thread = disk.mount.join("file-of-a-thread").display().to_string();
+    let play = format!("exec {} --program {in_thread}", stage.play("write-in-thread"));
+    let hung_thread = start(&mut stage, None, &play)?;
+    wait_for("the thread's first write", LIMIT, |_| Ok(Path::new(&in_thread).exists().then_some(())))?;
     disk.freeze(true)?;
     // Ten are open when no more than ten may be; what is closed on request has no child, which could not be started.
     let full = start(
@@ -128,6 +133,7 @@ pub fn run_all(bin: Option<PathBuf>) -> Result<TroublesReport, Error> {
         (&slow, "throttled-now"),
         (&crowded, "pids-at-limit"),
         (&hung, "task-blocked"),
+        (&hung_thread, "task-blocked"),
         (&full, "descriptors-at-limit"),
         (&stopped, "process-stopped"),
         (&survivor, "fatal-signal-survived"),

@@ -53,6 +53,8 @@ pub enum Role {
     Fail,
     /// Calls `abort()`.
     Abort,
+    /// Writes to a file again and again, in a thread that is not its first.
+    WriteInThread,
 }
 
 /// A role and what it needs.
@@ -63,7 +65,7 @@ pub struct Act {
     /// The limit that it will run into.
     #[arg(long, default_value_t = 0)]
     pub limit_bytes: u64,
-    /// The program to become.
+    /// The program to become, or the file to write to.
     #[arg(long)]
     pub program: Option<PathBuf>,
 }
@@ -200,6 +202,17 @@ fn perform(act: &Act) -> Result<i32, Error> {
         Role::Abort => {
             thread::sleep(LEAD);
             std::process::abort()
+        }
+        Role::WriteInThread => {
+            let path = act.program.clone().unwrap_or_default();
+            let writer = thread::spawn(move || {
+                loop {
+                    fs::write(&path, "x").context(|| format!("write {}", path.display()))?;
+                    thread::sleep(LEAD);
+                }
+            });
+            let outcome: Result<(), Error> = writer.join().unwrap_or(Ok(()));
+            outcome.map(|()| SURVIVED_CODE)
         }
     }
 }

@@ -4,7 +4,7 @@
 //! File systems that may hang are not asked.
 
 use std::hash::{Hash, Hasher};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tapio_probes::mountinfo;
 
@@ -17,12 +17,15 @@ const TASKS_MAX: usize = 16;
 const PF_KTHREAD: u64 = 0x0020_0000;
 /// Processes looked at in one round.
 const PROCESSES_MAX: usize = 4_096;
+/// Threads looked at in one round beside the first of each process.
+const THREADS_MAX: usize = 4_096;
 /// A task that is blocked for half a minute adds 0.4 to the load of the last minute; proc(5): such tasks count as if they ran.
 const LOAD_MIN: f64 = 0.25;
 
-/// A process that waits without being interruptible. Two are the same when it has not run in between, wherever it waits.
+/// A thread that waits without being interruptible. Two are the same when it has not run in between, wherever it waits.
 #[derive(Clone, Debug)]
 pub struct Task {
+    /// The id of the thread, which is the process's where it is its first.
     pub pid: u32,
     pub start_time_ns: u64,
     /// How often it was switched to another: one that makes progress, as a database on a slow disk, is.
@@ -58,30 +61,53 @@ fn read(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-/// Processes that are blocked now.
+/// Threads that are blocked now, one of each process.
 pub fn blocked() -> Vec<Task> {
     let load = read(&host::proc_root().join("loadavg")).unwrap_or_default();
     if load.split(' ').next().and_then(|load| load.parse().ok()).is_none_or(|load: f64| load < LOAD_MIN) {
         return Vec::new();
     }
-    let Ok(entries) = std::fs::read_dir(host::proc_root()) else { return Vec::new() };
-    let folders = entries.flatten().map(|entry| entry.path());
-    let of_processes = folders.filter_map(|folder| {
-        let pid: u32 = folder.file_name()?.to_str()?.parse().ok()?;
-        Some((pid, folder))
-    });
-    of_processes.take(PROCESSES_MAX).filter_map(|(pid, folder)| task(pid, &folder)).take(TASKS_MAX).collect()
+    let mut threads_left = THREADS_MAX;
+    let processes = numbered(host::proc_root()).take(PROCESSES_MAX);
+    processes.filter_map(|(pid, folder)| blocked_of(pid, &folder, &mut threads_left)).take(TASKS_MAX).collect()
 }
 
-fn task(pid: u32, folder: &Path) -> Option<Task> {
+/// The folders below one that are called by a number.
+fn numbered(folder: &Path) -> impl Iterator<Item = (u32, PathBuf)> + use<> {
+    let paths = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter_map(|path| Some((path.file_name()?.to_str()?.parse().ok()?, path)))
+}
+
+/// The first thread of a process if it is blocked, or one of the others, of which at most `threads_left` are looked at.
+fn blocked_of(pid: u32, folder: &Path, threads_left: &mut usize) -> Option<Task> {
     // proc(5): the state follows the name.
     let text = read(&folder.join("stat"))?;
     let fields = text.rsplit_once(") ")?.1;
+    let number = |place: usize| fields.split(' ').nth(place)?.parse::<u64>().ok();
     // Kernel threads wait like that by nature.
-    let flags: u64 = fields.split(' ').nth(6)?.parse().ok()?;
-    if !fields.starts_with('D') || flags & PF_KTHREAD != 0 {
+    if number(6)? & PF_KTHREAD != 0 {
         return None;
     }
+    if fields.starts_with('D') {
+        return task(pid, folder);
+    }
+    if number(17)? < 2 {
+        return None;
+    }
+    let others = numbered(&folder.join("task")).filter(|(thread, _)| *thread != pid);
+    let looked_at = others.take_while(|_| {
+        *threads_left = threads_left.saturating_sub(1);
+        *threads_left > 0
+    });
+    let is_blocked = |path: &Path| {
+        read(&path.join("stat"))
+            .is_some_and(|text| text.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D')))
+    };
+    let mut blocked = looked_at.filter(|(_, path)| is_blocked(path));
+    blocked.find_map(|(thread, path)| task(thread, &path))
+}
+
+fn task(pid: u32, folder: &Path) -> Option<Task> {
     let status = read(&folder.join("status"))?;
     let count = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
     let switches = count("voluntary_ctxt_switches:")?.saturating_add(count("nonvoluntary_ctxt_switches:")?);
