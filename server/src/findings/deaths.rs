@@ -17,7 +17,7 @@ use crate::correlate::clue::EvidenceId;
 /// Deaths remembered.
 const DEATHS_MAX: usize = 65_536;
 /// Series remembered.
-const SERIES_MAX: usize = 32_768;
+const SERIES_MAX: usize = 16_384;
 /// Deaths that are looked at again when the explanation of one death changes.
 const REFUSED_MAX: usize = 16;
 

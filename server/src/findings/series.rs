@@ -16,7 +16,7 @@ use super::pattern::Pattern;
 use crate::correlate::clue::EvidenceId;
 
 /// Anchors kept that each stand for one death.
-const ALIKE_MAX: usize = 32;
+const ALIKE_MAX: usize = 16;
 /// Anchors kept that each count several deaths.
 const COUNTING_MAX: usize = 16;
 
