@@ -17,7 +17,7 @@ use tapio_wire::service::{
     StatusResponse, Unanswered, WatchFindingsRequest,
 };
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::MetadataMap;
@@ -178,9 +178,24 @@ async fn send_all(watcher: &Watcher, findings: &[Arc<Finding>]) -> bool {
 }
 
 /// Sends a watcher what there is and then every change, until it leaves. One that comes back says what it had last, by its
-/// `published_ns`.
-pub(crate) async fn watch(store: Arc<FindingStore>, since_ns: u64, had_ns: Option<u64>, watcher: Watcher) {
-    let (mut changes, mut sent_ns) = store.watch();
+/// `published_ns`. What is published after this call is sent, even before the future is polled.
+pub(crate) fn watch(
+    store: Arc<FindingStore>,
+    since_ns: u64,
+    had_ns: Option<u64>,
+    watcher: Watcher,
+) -> impl Future<Output = ()> + Send {
+    let (changes, sent_ns) = store.watch();
+    send_changes(store, (changes, sent_ns), since_ns, had_ns, watcher)
+}
+
+async fn send_changes(
+    store: Arc<FindingStore>,
+    (mut changes, mut sent_ns): (broadcast::Receiver<Arc<Finding>>, u64),
+    since_ns: u64,
+    had_ns: Option<u64>,
+    watcher: Watcher,
+) {
     if since_ns > 0 || had_ns.is_some() {
         // One that comes back may have what was withdrawn meanwhile.
         let mut known = match had_ns {
@@ -214,5 +229,22 @@ pub(crate) async fn watch(store: Arc<FindingStore>, since_ns: u64, had_ns: Optio
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watcher_gets_what_is_published_before_its_first_poll() {
+        let store = Arc::new(FindingStore::new(10));
+        let (sender, mut receiver) = mpsc::channel(4);
+        let watching = watch(Arc::clone(&store), 0, None, sender);
+        store.publish(Finding { id: "1".into(), ..Finding::default() });
+        tokio::spawn(watching);
+        let first = tokio::time::timeout(std::time::Duration::from_secs(5), receiver.recv()).await;
+        let first = first.expect("in time").expect("open").expect("a finding");
+        assert_eq!(first.id, "1");
     }
 }
