@@ -279,3 +279,54 @@ fn an_application_called_pause_is_no_sandbox() {
     node.lethal(101 * SECOND);
     assert_eq!(patterns_of(&node), ["exited-with-error"]);
 }
+
+#[test]
+fn a_release_that_went_well_for_long_is_not_bad() {
+    for (lasted_s, is_bad) in [(20, true), (1_500, false)] {
+        let mut node = Node::new("n1");
+        node.rollout(90 * SECOND, "Deployment/web", "shop", Some("shop/web:1"));
+        for replica in 0..2u32 {
+            let web = node.kube_container("Deployment/web", &format!("shop/web-{replica}"), &format!("c{replica}"));
+            let at = (100 + lasted_s) * SECOND + u64::from(replica);
+            node.exit(at, Process::init(web, 100 + replica, "app"), 1 << 8);
+        }
+        node.lethal((101 + lasted_s) * SECOND);
+        assert_eq!(patterns_of(&node).contains(&"bad-release".to_owned()), is_bad, "{lasted_s}");
+    }
+}
+
+/// A pod's history keeps so many clues that a long loop is not all in it.
+#[test]
+fn what_is_forgotten_changes_no_explanation() {
+    let mut node = Node::new("n1");
+    let web = web(&mut node);
+    let shim = node.shim();
+    for (turn, pid) in (0..150u64).zip(100..) {
+        let at = (100 + 4 * turn) * SECOND;
+        let init = Process::init(web, pid, "app");
+        // Every third was asked to end.
+        if turn % 3 == 0 {
+            node.signal(at - SECOND, init, SIGTERM, Some(shim));
+        }
+        node.exit(at, init, 1 << 8);
+        node.lethal(at + MS);
+    }
+    let machine = Machine::with(1, PatternSet::embedded().expect("valid"));
+    machine.deliver(&node.node, &node.frames);
+    let found = |machine: &Machine| -> Vec<(String, String, u32)> {
+        let mut found: Vec<_> =
+            machine.findings().into_iter().map(|finding| (finding.id, finding.pattern, finding.count)).collect();
+        found.sort();
+        found
+    };
+    let before = found(&machine);
+    assert!(before.iter().any(|(_, pattern, count)| pattern == "crash-loop" && *count == 100), "{before:?}");
+    // Kubernetes tells the container's name anew: all its clues are looked at again.
+    let sent = node.frames.len();
+    node.kube_container_named("Deployment/web", "shop/web-0", "c0", "renamed");
+    node.exit(800 * SECOND, Process::child(web, 2_000, "helper"), 0);
+    node.lethal(801 * SECOND);
+    machine.deliver(&node.node, &node.frames[sent..]);
+    machine.settle();
+    assert_eq!(found(&machine), before);
+}

@@ -36,6 +36,8 @@ pub struct ClueHistory {
     /// The different sets of steps of its clues, and how many clues have each; a place without any is free.
     masks: Vec<(StepMask, u8)>,
     present: StepMask,
+    /// When the latest clue was that had to make room, nanoseconds since 1970; 0 for none.
+    forgotten_ns: u64,
 }
 
 impl ClueHistory {
@@ -93,6 +95,11 @@ impl ClueHistory {
         self.slots.iter().filter(move |slot| slot.kind == kind).map(|slot| &slot.noted)
     }
 
+    /// When the latest clue was that had to make room, nanoseconds since 1970; 0 for none. What came before is not all here.
+    pub fn forgotten_ns(&self) -> u64 {
+        self.forgotten_ns
+    }
+
     /// The clue of a serial number.
     pub fn of_serial(&self, serial: u64) -> Option<&Arc<Noted>> {
         let place = self.slots.binary_search_by_key(&serial, |slot| slot.serial).ok()?;
@@ -130,7 +137,7 @@ impl ClueHistory {
     pub fn remove_serial(&mut self, serial: u64) -> bool {
         let place = self.slots.binary_search_by_key(&serial, |slot| slot.serial);
         place.is_ok_and(|place| {
-            self.remove_at(place);
+            self.forget_at(place);
             true
         })
     }
@@ -147,7 +154,13 @@ impl ClueHistory {
         let is_common = |slot: &Slot| counts[slot.kind as usize] == most;
         let place = self.slots.iter().position(|slot| is_common(slot) && !slot.is_led);
         let place = place.or_else(|| self.slots.iter().position(is_common));
-        self.remove_at(place.unwrap_or(0));
+        self.forget_at(place.unwrap_or(0));
+    }
+
+    fn forget_at(&mut self, place: usize) {
+        let at_ns = self.slots.get(place).map_or(0, |slot| slot.noted.clue.realtime_ns);
+        self.forgotten_ns = self.forgotten_ns.max(at_ns);
+        self.remove_at(place);
     }
 
     fn slot(&mut self, noted: Arc<Noted>) -> Slot {

@@ -148,6 +148,17 @@ impl Deaths {
         false
     }
 
+    /// The place of the pattern that explains a death best so far.
+    pub fn explained_by(&self, death: EvidenceId) -> Option<usize> {
+        self.best.get(&death).map(|best| best.series.pattern)
+    }
+
+    /// What a death counts so far, where its pattern counts several.
+    pub fn counted_by(&self, death: EvidenceId) -> &[Arc<Noted>] {
+        let series = self.best.get(&death).and_then(|best| self.series.get(&best.series));
+        series.and_then(|series| series.anchor(death)).map_or(&[], |anchor| &anchor.deaths)
+    }
+
     fn is_explained_above(&self, death: EvidenceId, priority: u32) -> bool {
         self.best.get(&death).is_some_and(|best| best.priority > priority)
     }

@@ -229,7 +229,7 @@ impl Worker {
         let patterns = Arc::clone(&self.patterns);
         let Some(log) = &self.log else { return };
         for anchor in to_revisit(&patterns, self.memory.clues.every_one(), &log.doubts, concerns) {
-            self.conclude(&patterns, &anchor);
+            self.conclude_again(&patterns, &anchor);
         }
     }
 }

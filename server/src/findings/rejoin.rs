@@ -97,7 +97,7 @@ impl Worker {
         anchors.dedup_by(|a, b| Arc::ptr_eq(a, b));
         for anchor in anchors {
             if patterns.has_anchor(&anchor.mask) {
-                self.conclude(patterns, &anchor);
+                self.conclude_again(patterns, &anchor);
             }
         }
     }

@@ -139,6 +139,11 @@ impl Series {
         &self.anchors
     }
 
+    /// The anchor of a death.
+    pub fn anchor(&self, death: EvidenceId) -> Option<&Anchor> {
+        self.anchors.iter().find(|anchor| anchor.evidence() == death)
+    }
+
     /// Takes an anchor in, in the place of an earlier version of it. Returns the deaths that it no longer counts, and those
     /// that it counts now and did not before.
     pub fn put(&mut self, anchor: Anchor) -> (Vec<EvidenceId>, Vec<EvidenceId>) {

@@ -359,7 +359,8 @@ impl FindingStore {
         let mut found = inner.findings.values().filter(matching);
         match (found.next(), found.count()) {
             (Some(finding), 0) => Ok(Arc::clone(finding)),
-            (None, _) => Err(LookupError::NotFound(id.to_owned())),
+            // Lists print short ids, and somebody may have kept one of a finding that another took over.
+            (None, _) => inner.current_of_prefix(id).ok_or_else(|| LookupError::NotFound(id.to_owned())),
             (Some(_), more) => Err(LookupError::Ambiguous { prefix: id.to_owned(), count: more + 1 }),
         }
     }

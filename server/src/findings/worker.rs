@@ -242,10 +242,19 @@ impl Worker {
 
     /// Finds the best explanation of an anchor, and of those whose explanation rests on it.
     pub(super) fn conclude(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
+        self.conclude_from(patterns, anchor, false);
+    }
+
+    /// The same, where no new clue is the reason. What is forgotten by now must not make another explanation look better.
+    pub(super) fn conclude_again(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) {
+        self.conclude_from(patterns, anchor, true);
+    }
+
+    fn conclude_from(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>, is_again: bool) {
         let mut waiting = VecDeque::from([Arc::clone(anchor)]);
         let mut looked_at = 0;
         while let Some(anchor) = waiting.pop_front() {
-            for other in self.explain_best(patterns, &anchor) {
+            for other in self.explain_best(patterns, &anchor, is_again) {
                 let is_waiting = |known: &Arc<Noted>| known.clue.evidence == other.clue.evidence;
                 if looked_at < REVISITED_MAX && !waiting.iter().any(is_waiting) {
                     looked_at += 1;
@@ -256,8 +265,12 @@ impl Worker {
     }
 
     /// Explains an anchor: of its patterns by the one with the highest priority. Returns the anchors to look at again.
-    fn explain_best(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>) -> Vec<Arc<Noted>> {
+    fn explain_best(&mut self, patterns: &PatternSet, anchor: &Arc<Noted>, is_again: bool) -> Vec<Arc<Noted>> {
         let mut around = Surroundings::default();
+        let evidence = anchor.clue.evidence;
+        // An explanation that rests on what is forgotten by now.
+        let held = self.memory.deaths.explained_by(evidence);
+        let held = held.filter(|&place| self.has_forgotten(&patterns.patterns()[place], anchor));
         let plan = self.plans.of(patterns, &anchor.mask);
         let mut best = None;
         for &place in &plan.anchors {
@@ -269,7 +282,14 @@ impl Worker {
                 (workload, _) => workload,
             };
             let explanation = match (pattern.gathers(), pattern.fold && workload != 0) {
-                (true, _) => Explanation::Counted { scope, deaths: found.steps[pattern.anchor].clone() },
+                (true, _) => {
+                    let mut deaths = found.steps[pattern.anchor].clone();
+                    let before = if held == Some(place) { self.memory.deaths.counted_by(evidence) } else { &[] };
+                    let is_new = |old: &&Arc<Noted>| deaths.iter().all(|new| new.clue.evidence != old.clue.evidence);
+                    let forgotten: Vec<Arc<Noted>> = before.iter().filter(is_new).cloned().collect();
+                    deaths.extend(forgotten);
+                    Explanation::Counted { scope, deaths }
+                }
                 (false, true) => Explanation::Alike { workload },
                 (false, false) => Explanation::Alone,
             };
@@ -280,6 +300,13 @@ impl Worker {
             }
             best = Some((place, pattern, explanation, found));
             break;
+        }
+        if let Some(held) = held {
+            let priority = |place: usize| patterns.patterns()[place].priority;
+            let found = best.as_ref().map(|(place, ..)| *place);
+            if found.is_none_or(|found| priority(found) < priority(held) || is_again && found != held) {
+                return Vec::new();
+            }
         }
         let (best, found) = match best {
             Some((place, pattern, explanation, found)) => (Some((place, pattern, explanation)), Some((place, found))),
@@ -313,6 +340,14 @@ impl Worker {
         // Only now there is what takes their place.
         self.withdraw(settled.withdrawn);
         settled.revisit
+    }
+
+    /// Whether clues had to make room that the pattern may have looked at for this anchor.
+    fn has_forgotten(&self, pattern: &Pattern, anchor: &Noted) -> bool {
+        let from_ns = anchor.clue.realtime_ns.saturating_sub(pattern.window_ns);
+        let keys = self.memory.joins.keys(&anchor.clue, pattern.scope);
+        let mut histories = keys.iter().filter_map(|key| self.memory.clues.history(key));
+        histories.any(|history| history.forgotten_ns() > 0 && history.forgotten_ns() >= from_ns)
     }
 
     /// `around` holds what was looked up of the anchor's histories before.

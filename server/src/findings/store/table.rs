@@ -63,6 +63,14 @@ impl Table {
         }
     }
 
+    /// The finding that took over the only one whose id began like this.
+    pub fn current_of_prefix(&self, prefix: &str) -> Option<Arc<Finding>> {
+        let mut replaced = self.alias_order.iter().filter(|id| !prefix.is_empty() && id.starts_with(prefix));
+        let first = self.current(replaced.next()?)?;
+        let is_it = |id: &String| self.current(id).is_some_and(|finding| finding.id == first.id);
+        replaced.all(is_it).then(|| Arc::clone(first))
+    }
+
     pub fn current<'a>(&'a self, mut id: &'a str) -> Option<&'a Arc<Finding>> {
         // A finding was taken over at most a few times; the bound ends a circle.
         for _ in 0..8 {
