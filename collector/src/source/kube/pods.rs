@@ -65,7 +65,7 @@ struct SeenContainer {
     /// The last run that ended, reported or too old to be.
     ended: u64,
     /// What keeps it from running, and when that was reported last.
-    hindrance: Option<(StateReport, Instant)>,
+    hindrance: Option<Box<(StateReport, Instant)>>,
 }
 
 #[derive(Clone, Copy)]
@@ -134,9 +134,9 @@ impl Pods {
                 state_report(subject, pod, status, role, shown)
             };
             let report = |shown: &Shown, reports: &mut Vec<WatchReport>| reports.push(report_of(shown).event());
-            let reported = seen.hindrance.take().map_or_else(Instant::now, |(_, reported)| reported);
+            let reported = seen.hindrance.take().map_or_else(Instant::now, |before| before.1);
             let lasts = hindrance(status).filter(|_| !has_ended(pod));
-            seen.hindrance = lasts.map(|shown| (report_of(&shown), reported));
+            seen.hindrance = lasts.map(|shown| Box::new((report_of(&shown), reported)));
             // The run before the present one first: so it was.
             if let Some(ended) = &status.last_state.terminated {
                 let id = id_of(status, ended);
@@ -258,7 +258,7 @@ impl Follower for Pods {
         if seen.is_reported {
             seen.stuck.look(now, self.stuck_after, &seen.subject, reports);
             report_conditions(now, seen, reports);
-            for (report, reported) in seen.containers.iter_mut().filter_map(|seen| seen.hindrance.as_mut()) {
+            for (report, reported) in seen.containers.iter_mut().filter_map(|seen| seen.hindrance.as_deref_mut()) {
                 if now.saturating_duration_since(*reported) >= AGAIN {
                     *reported = now;
                     reports.push(report.event());
