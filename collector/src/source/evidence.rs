@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn readings_are_one_per_cgroup_and_bounded() {
-        let (queues, _parker) = Queues::new(64);
+        let (queues, _parker) = Queues::new(1024);
         let context = SourceContext::for_config(&Config::default(), queues);
         let (evidence, reader) = channel(options());
         let (counts, identity) = (reader.counts(), Identity::new(Vec::new()));

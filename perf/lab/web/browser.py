@@ -112,7 +112,7 @@ class Tab:
                     return
             except RuntimeError as error:
                 # Between two pages there is none to ask.
-                if "context" not in str(error).lower():
+                if not any(word in str(error).lower() for word in ("context", "navigated")):
                     raise
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what}: not within {LIMIT_S} s at {self.js('location.href')}: {self.js('document.body.innerText')}")
