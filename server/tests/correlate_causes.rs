@@ -3,6 +3,7 @@
 use crate::correlate_node::{
     FullLimit, MIB, MS, Machine, Node, Process, SECOND, SIGKILL, SIGSEGV, SIGTERM, findings_of, patterns_of,
 };
+use crate::correlate_patterns_kube::dying;
 use crate::correlate_truth::{first, member, runc};
 use tapio_server::findings::PatternSet;
 use tapio_wire::event::{EntityId, Role};
@@ -138,11 +139,7 @@ fn crashes_of_the_release_before_are_not_the_new_ones() {
     let mut node = Node::new("n1");
     // What the pods run is `shop/web:2`, which goes.
     node.rollout_of(90 * SECOND, "Deployment/web", "shop", Some("shop/web:2"), "shop/proxy:1,shop/web:3");
-    for replica in 0..3u32 {
-        let web = node.kube_container("Deployment/web", &format!("shop/web-{replica}"), &format!("c{replica}"));
-        node.exit(100 * SECOND + u64::from(replica), Process::init(web, 100 + replica, "app"), 1 << 8);
-    }
-    node.lethal(101 * SECOND);
+    dying(&mut node, 100);
     assert!(!patterns_of(&node).contains(&"bad-release".to_owned()));
 }
 
@@ -285,12 +282,7 @@ fn a_release_that_went_well_for_long_is_not_bad() {
     for (lasted_s, is_bad) in [(20, true), (1_500, false)] {
         let mut node = Node::new("n1");
         node.rollout(90 * SECOND, "Deployment/web", "shop", Some("shop/web:1"));
-        for replica in 0..2u32 {
-            let web = node.kube_container("Deployment/web", &format!("shop/web-{replica}"), &format!("c{replica}"));
-            let at = (100 + lasted_s) * SECOND + u64::from(replica);
-            node.exit(at, Process::init(web, 100 + replica, "app"), 1 << 8);
-        }
-        node.lethal((101 + lasted_s) * SECOND);
+        dying(&mut node, 100 + lasted_s);
         assert_eq!(patterns_of(&node).contains(&"bad-release".to_owned()), is_bad, "{lasted_s}");
     }
 }

@@ -249,7 +249,7 @@ fn an_eviction_names_its_resource() {
 }
 
 /// Three replicas die with code 1, `after_s` seconds after their start.
-fn dying(node: &mut Node, after_s: u64) {
+pub fn dying(node: &mut Node, after_s: u64) {
     for replica in 0..3u32 {
         let pod = format!("shop/web-{replica}");
         let web = node.kube_container("Deployment/web", &pod, &format!("c{replica}"));

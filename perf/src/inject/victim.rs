@@ -211,7 +211,8 @@ fn perform(act: &Act) -> Result<i32, Error> {
                     thread::sleep(LEAD);
                 }
             });
-            let outcome: Result<(), Error> = writer.join().unwrap_or(Ok(()));
+            let panicked = |_| Err(Error::Invalid("the thread that writes panicked".into()));
+            let outcome: Result<(), Error> = writer.join().unwrap_or_else(panicked);
             outcome.map(|()| SURVIVED_CODE)
         }
     }

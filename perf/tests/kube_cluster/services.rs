@@ -54,7 +54,7 @@ fn consequences_on_another_servers_node_are_found_once() {
     tapio.uninstall();
 }
 
-/// A Service, and its only backend: a pod of the node that runs into its memory limit when it is told to.
+/// A Service with one backend. The backend is a pod of the node that reaches its memory limit when the test asks for it.
 struct Service<'a> {
     namespace: &'a Namespace,
     name: &'static str,

@@ -339,4 +339,4 @@ pub(super) fn is_before(one: &Noted, other: &Noted) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -116,29 +116,7 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
-    use crate::correlate::{EntityInfo, NodeRef};
-    use crate::findings::clue_store::ClueStore;
-    use crate::findings::pattern::StepMask;
-    use tapio_wire::event::Role;
-
-    fn death(seq: u64) -> Arc<Noted> {
-        let node = NodeRef::named("n");
-        let clue = Clue {
-            entity: Arc::new(EntityInfo::unknown(&node, 7)),
-            pid: 1,
-            boottime_ns: seq,
-            realtime_ns: seq,
-            evidence: EvidenceId { node: node.id, epoch: 1, seq, index: 0 },
-            detail: ClueDetail::Exec(Exec {
-                comm: "x".into(),
-                parent_pid: 0,
-                ns: NsPid { pid: 1, level: 0 },
-                role: Role::Unknown,
-            }),
-        };
-        ClueStore::new(1).note(clue, StepMask::default(), &[])
-    }
+    use crate::findings::deaths::tests::death;
 
     #[test]
     fn what_grows_is_published_seldom_and_finally_complete() {
@@ -152,7 +130,7 @@ mod tests {
                 assert!(growing.is_published("f", last, &due, now_ns), "what is due is published");
                 published.push(last);
             }
-            if growing.is_published("f", count, &death(count.into()), now_ns) {
+            if growing.is_published("f", count, &death(count.into(), count.into()), now_ns) {
                 published.push(count);
             }
             last = count;
@@ -169,9 +147,9 @@ mod tests {
     #[test]
     fn a_changed_finding_of_equal_count_is_published_at_once() {
         let mut growing = Growing::default();
-        assert!(growing.is_published("f", 100, &death(1), 5_000_000_000));
-        assert!(!growing.is_published("f", 101, &death(2), 5_000_000_001));
-        assert!(growing.is_published("f", 100, &death(1), 5_000_000_002));
+        assert!(growing.is_published("f", 100, &death(1, 1), 5_000_000_000));
+        assert!(!growing.is_published("f", 101, &death(2, 2), 5_000_000_001));
+        assert!(growing.is_published("f", 100, &death(1, 1), 5_000_000_002));
         assert!(!growing.waits());
     }
 }

@@ -152,7 +152,7 @@ fn is_sidecar(pod: &Pod, name: &str) -> bool {
     pod.spec.init_containers.iter().any(|container| container.name == name && container.restart_policy == "Always")
 }
 
-/// A container that kubelet has not started, without a word of what it waits for: a slow pull, a volume, a hook that hangs.
+/// A container that kubelet has not started and gives no reason for: a slow pull, a volume, a hook that hangs.
 fn pending(pod: &Pod) -> Option<Lasting> {
     let status = &pod.status;
     let (init, ordinary) = (&status.init_container_statuses, &status.container_statuses);

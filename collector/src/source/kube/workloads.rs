@@ -221,11 +221,11 @@ fn limits_of(workload: &Workload) -> Vec<Limited> {
 fn changed_limits(before: &[Limited], now: &[Limited]) -> String {
     let word = |limit: &str| if limit.is_empty() { "none" } else { limit }.to_owned();
     let mut changes = Vec::new();
-    for now in now {
-        let Some(before) = before.iter().find(|before| before.name == now.name) else { continue };
-        for (what, (from, to)) in ["memory", "CPU"].into_iter().zip(before.limits.iter().zip(&now.limits)) {
+    for container in now {
+        let Some(known) = before.iter().find(|known| known.name == container.name) else { continue };
+        for (what, (from, to)) in ["memory", "CPU"].into_iter().zip(known.limits.iter().zip(&container.limits)) {
             if from != to {
-                changes.push(format!("{what} limit of {} from {} to {}", now.name, word(from), word(to)));
+                changes.push(format!("{what} limit of {} from {} to {}", container.name, word(from), word(to)));
             }
         }
     }

@@ -28,7 +28,8 @@ fn place_of(patterns: &PatternSet, id: &str) -> usize {
     patterns.patterns().iter().position(|pattern| pattern.id == id).expect("a pattern")
 }
 
-fn death(seq: u64, at_ns: u64) -> Arc<Noted> {
+/// A clue with a sequence number of its own, at a time since boot and since 1970 alike.
+pub(in crate::findings) fn death(seq: u64, at_ns: u64) -> Arc<Noted> {
     let node = NodeRef::named("n");
     let clue = Clue {
         entity: Arc::new(EntityInfo::unknown(&node, 7)),
