@@ -41,6 +41,10 @@ const PATHS_MAX: usize = 4096;
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// How often a description is repeated, so that a replay of the archive's last minutes has it.
 const REPEATED: Duration = Duration::from_secs(60);
+/// What had a lethal event within this time is described at once on a new stream.
+const RECENT: Duration = Duration::from_secs(600);
+/// Entities that are described at once on a new stream, at the most.
+const DESCRIBED_AGAIN_MAX: usize = 1_024;
 /// How often an unknown id may cause a scan.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -167,10 +171,23 @@ impl Identity {
         }
     }
 
-    /// Makes every description due again: the stream is new, or frames that carried some were lost.
-    pub fn describe_again(&mut self, generation: u64) {
-        if generation != std::mem::replace(&mut self.generation, generation) {
-            self.recent.forget_all();
+    /// Makes every description due again: the stream is new, or frames that carried some were lost. Describes at once what had
+    /// lethal events lately: they may be on their way to a server that knows no name for it, and nothing more may come of it.
+    pub fn describe_again(&mut self, generation: u64, described: &mut Vec<Entity>) {
+        if generation == std::mem::replace(&mut self.generation, generation) {
+            return;
+        }
+        self.recent.forget_all();
+        let now = self.now;
+        let latest = |known: &Known| known.described[Lane::Lethal as usize].map(|(_, when, _)| when);
+        let is_recent = |when: &Instant| now.saturating_duration_since(*when) < RECENT;
+        let recent = self.cgroups.iter().filter_map(|(id, known)| Some((latest(known).filter(is_recent)?, *id)));
+        let mut recent: Vec<(Instant, u64)> = recent.collect();
+        recent.sort_unstable_by(|a, b| b.cmp(a));
+        for (_, id) in recent.into_iter().take(DESCRIBED_AGAIN_MAX) {
+            let Some(known) = self.cgroups.get_mut(&id) else { continue };
+            known.described[Lane::Lethal as usize] = Some((generation, now, known.names));
+            describe(known, &self.directory, described);
         }
     }
 

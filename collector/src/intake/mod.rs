@@ -168,7 +168,12 @@ impl Intake {
         self.now = Instant::now();
         self.since = self.now.checked_sub(self.unseen).unwrap_or(self.now);
         self.identity.tick();
-        self.identity.describe_again(self.context.generation.load(Ordering::Relaxed));
+        let described = &mut self.lethal.body.entities;
+        let before = described.len();
+        self.identity.describe_again(self.context.generation.load(Ordering::Relaxed), described);
+        if described.len() > before {
+            self.lethal_since.get_or_insert(self.now);
+        }
         if let Some(filter) = self.context.live.newer(&mut self.filter_version) {
             self.context.filter = filter;
         }

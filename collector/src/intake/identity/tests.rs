@@ -13,11 +13,27 @@ fn an_entity_is_described_once_on_each_stream() {
     assert_eq!(described[0].parent, described[1].id);
     assert_eq!(identity.resolve(5, Lane::Bulk, &mut described), entity);
     assert_eq!(described.len(), 2);
-    identity.describe_again(1);
+    identity.describe_again(1, &mut described);
+    assert_eq!(described.len(), 2, "it had no lethal event");
     identity.resolve(5, Lane::Bulk, &mut described);
     assert_eq!(described.len(), 4);
     identity.resolve(5, Lane::Lethal, &mut described);
     assert_eq!(described.len(), 6, "each lane's frames must stand by themselves");
+}
+
+/// Its death may be on its way to another server, and nothing more comes of it.
+#[test]
+fn what_died_lately_is_described_on_a_new_stream() {
+    let mut identity = Identity::new(Vec::new());
+    identity.learn(5, &format!("/kubepods/pod{UID}/{ID}"));
+    let entity = identity.resolve(5, Lane::Lethal, &mut Vec::new());
+    identity.remove(5);
+    for (generation, expected) in [(0, 0), (1, 2), (1, 0), (2, 2)] {
+        let mut described = Vec::new();
+        identity.describe_again(generation, &mut described);
+        assert_eq!(described.len(), expected, "the container and its pod, once on each stream");
+        assert!(described.first().is_none_or(|first| first.id == entity));
+    }
 }
 
 #[test]
@@ -42,7 +58,7 @@ fn a_container_made_by_a_pods_container_is_the_pods() {
     let inner = "f".repeat(64);
     let resolve = |identity: &mut Identity, id| {
         let mut described = Vec::new();
-        identity.describe_again(id);
+        identity.describe_again(id, &mut Vec::new());
         identity.resolve(id, Lane::Lethal, &mut described);
         described[0].pod_uid.clone()
     };
