@@ -230,12 +230,16 @@ fn a_wrong_pattern_is_reported_with_file_and_line() {
         ("exit_code: {min: 3}", "exit_color: 3", 17, "has no exit_color"),
         ("summary: s", "summary: \"{before.pid}\"", 3, "may be missing"),
         ("summary: s", "summary: \"{exit.\"", 3, "without"),
+        ("summary: s", "summary: \"[[[[\"", 3, "without"),
+        ("summary: s", "summary: \"[[a [[b]] c]]\"", 3, "do not pair"),
+        ("summary: s", "summary: \"a ]] [[b]]\"", 3, "do not pair"),
         ("scope: entity", "scope: cluster", 7, "cluster"),
         ("advice: []", "one_of: [exit]\nadvice: []", 18, "no optional step"),
         ("advice: []", "absorbs: {own: pod}\nadvice: []", 18, "another pattern"),
         ("exit_code: {min: 3}", "exit_code: {starts: x}", 17, "no text"),
         ("clue: exit", "clue: exit\n    count: {min: 2, distinct: colour}", 17, "has no colour"),
         ("clue: exit", "clue: exit\n    may_be_lost: true", 15, "may be lost"),
+        ("clue: exit", "clue: exit\n    may_be_anchor: true", 15, "may be the anchor as well"),
         ("{base: 0.5}", "{base: 1.5}", 9, "between 0 and 1"),
         ("exit_code: {min: 3}", "entity_kind: contaner", 17, "never contaner: it is one of container, host"),
         ("exit_code: {min: 3}", "process_role: {not: [first, secnd]}", 17, "never secnd"),
@@ -249,6 +253,16 @@ fn a_wrong_pattern_is_reported_with_file_and_line() {
         assert!(error.reason.contains(reason), "{error}");
         assert!(error.to_string().starts_with(&format!("own.yaml:{line}:{}: ", error.place.column)), "{error}");
     }
+}
+
+/// Neither a check nor a start may wait for whoever writes to it.
+#[test]
+fn a_named_pipe_is_no_pattern_file() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("own.yaml");
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).expect("a pipe");
+    let error = PatternSet::load(Some(directory.path())).expect_err("it is no file");
+    assert!(error.to_string().contains("own.yaml is no regular file"), "{error}");
 }
 
 #[test]

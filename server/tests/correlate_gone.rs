@@ -194,6 +194,25 @@ fn pods_evicted_from_a_cordoned_node_are_one_drain() {
     assert!(found[0].confidence > 0.9 && found[0].severity == "low", "{found:#?}");
 }
 
+/// A collector that restarts, or a watch that folds changes, sees condition and deletion at once.
+#[test]
+fn a_reason_heard_of_with_the_deletion_counts() {
+    for (reason, pattern) in [
+        ("PreemptionByScheduler", "preempted"),
+        ("DeletionByTaintManager", "evicted-by-taint"),
+        ("EvictionByEvictionAPI", "evicted-by-api"),
+    ] {
+        let mut node = Node::new("n1");
+        let pod = node.kube_pod("Deployment/web", "shop/web-1");
+        node.pod_says(100 * SECOND, pod, [reason, "said by the pod"], true);
+        node.lethal(101 * SECOND);
+        let found = findings_of(&node);
+        let seen: Vec<&str> = found.iter().map(|finding| finding.pattern.as_str()).collect();
+        assert_eq!(seen, [pattern], "{found:#?}");
+        assert_eq!(found[0].evidence.len(), 1, "its one event is listed once: {found:#?}");
+    }
+}
+
 #[test]
 fn evictions_that_need_not_be_a_drain_are_evictions() {
     for (pods, conditions, why) in [

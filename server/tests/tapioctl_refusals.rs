@@ -116,11 +116,15 @@ fn impossible_names_are_wrong_usage_unknown_names_are_reported() {
         &["events", "--limit", "1000001"],
         &["why", ""],
         &["why", "pod/web", "-n", ""],
+        &["why", "container/dc31f"],
+        &["why", "deploy/a/b/c"],
         &["ledger", "--node", ""],
     ] {
         let (output, _) = run(&server.address, wrong);
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
     }
+    let (output, _) = run(&server.address, &["why", "deploy/\x1b[31ma/b/c"]);
+    assert!(!output.stderr.contains(&0x1b) && output.stderr.contains(&b'['), "{output:?}");
     for (unknown, expected) in [
         (["findings", "--pattern", "nope"], "no built-in pattern is called nope"),
         (["findings", "--node", "n9"], "no node is called n9; known are: n1"),

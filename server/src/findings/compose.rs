@@ -197,8 +197,11 @@ pub fn loss_window(found: &Match, node: u64) -> (u64, u64) {
 fn evidence(pattern: &Pattern, found: &Match) -> Vec<Evidence> {
     let mut list = Vec::new();
     let mut cause = "";
+    let anchors = &found.steps[pattern.anchor];
     for (step, bound) in pattern.steps.iter().zip(&found.steps) {
-        if bound.is_empty() {
+        let is_anchor_too =
+            step.may_be_anchor && bound.iter().all(|noted| anchors.iter().any(|one| Arc::ptr_eq(one, noted)));
+        if bound.is_empty() || is_anchor_too {
             continue;
         }
         let left_out = bound.len().saturating_sub(STEP_EVIDENCE_MAX);

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tapio_wire::service::Finding;
 
 pub use super::journal_metrics::JournalMetrics;
+use super::regular_file;
 use super::store::{Change, FindingStore, WATCH_BACKLOG};
 use crate::vitals::{Pulse, Sign};
 
@@ -83,7 +84,7 @@ pub fn read(dir: &Path) -> io::Result<Recorded> {
     let mut recorded = Recorded::default();
     let mut snapshot = None;
     for path in paths(dir).iter().rev() {
-        let file = match File::open(path) {
+        let file = match regular_file::open(path, File::options().read(true)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
@@ -399,7 +400,7 @@ fn encode(line: &impl Serialize) -> Vec<u8> {
 
 /// Opens a journal to append to it; a torn last line is ended first.
 fn open(path: &Path) -> io::Result<File> {
-    let mut file = File::options().read(true).append(true).create(true).open(path)?;
+    let mut file = regular_file::open(path, File::options().read(true).append(true).create(true))?;
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;
         let mut last = [0];

@@ -4,6 +4,8 @@
 //! work is refused with file, place and reason, never loaded in part; what is read is bounded.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use tapio_wire::program::yaml::{self, Placed, TextPosition};
 use super::embedded::EMBEDDED;
 use super::field::{Field, FieldType};
 use super::pattern::{Condition, PATTERN_STEPS_MAX, Pattern, PatternSet, Same, Step, StepMask};
+use super::regular_file;
 use super::schema::{ConditionFile, EndFile, PatternFile, Scalar, StepFile};
 use super::template::{Resolved, Template};
 use super::text::signal_number;
@@ -129,11 +132,13 @@ fn read_directory(directory: &Path, files: &mut Vec<(String, String)>) -> Result
     }
     paths.sort();
     for path in paths {
-        let size = std::fs::metadata(&path).map_err(|error| fail(&path, error.to_string()))?.len();
-        if size > FILE_BYTES_MAX {
+        let unread = |error: io::Error| fail(&path, error.to_string());
+        let file = regular_file::open(&path, File::options().read(true)).map_err(unread)?;
+        let mut text = String::new();
+        file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(unread)?;
+        if text.len() as u64 > FILE_BYTES_MAX {
             return Err(fail(&path, format!("larger than {FILE_BYTES_MAX} bytes")));
         }
-        let text = std::fs::read_to_string(&path).map_err(|error| fail(&path, error.to_string()))?;
         files.push((path.display().to_string(), text));
     }
     Ok(())
@@ -212,6 +217,9 @@ fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wro
     }
     if step.may_be_lost && (step.optional || step.absent || index == anchor) {
         return refuse("only a step that is required, and not the anchor, may be lost");
+    }
+    if step.may_be_anchor && (step.absent || step.count.is_some() || index == anchor) {
+        return refuse("only a step that is neither absent nor counted, and not the anchor, may be the anchor as well");
     }
     if step.absent && step.count.is_some() {
         return refuse("what is absent has no count");
@@ -348,6 +356,7 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
         distinct: None,
         optional: true,
         may_be_lost: false,
+        may_be_anchor: false,
         absent: false,
         minus: 0.0,
     })
@@ -398,6 +407,7 @@ fn compile_step(
         is_counted: step.count.is_some(),
         distinct,
         may_be_lost: step.may_be_lost,
+        may_be_anchor: step.may_be_anchor,
         name: step.name.to_string(),
         kind,
         number: 0,

@@ -155,7 +155,8 @@ impl<'a> Search<'a> {
         let looked_at = self.history.len().min(self.budget as usize);
         self.budget -= looked_at as u32;
         for noted in self.history.may_be(step.number, looked_at) {
-            if !self.is_bound(noted) && self.in_time(index, noted) && self.agrees(step, noted) {
+            let is_free = !self.is_bound(noted) || step.may_be_anchor && self.is_anchor(noted);
+            if is_free && self.in_time(index, noted) && self.agrees(step, noted) {
                 found.push(noted);
             }
         }
@@ -165,6 +166,10 @@ impl<'a> Search<'a> {
             found.sort_by_key(|noted| (self.time(noted), noted.clue.evidence));
         }
         found
+    }
+
+    fn is_anchor(&self, noted: &Arc<Noted>) -> bool {
+        self.bound[self.pattern.anchor].is_some_and(|anchor| Arc::ptr_eq(anchor, noted))
     }
 
     fn is_bound(&self, noted: &Arc<Noted>) -> bool {

@@ -29,6 +29,7 @@ mod moment;
 mod over;
 mod pattern;
 mod plan;
+mod regular_file;
 mod rejoin;
 mod restored;
 mod schema;

@@ -141,6 +141,8 @@ pub struct Step {
     pub distinct: Option<Field>,
     pub optional: bool,
     pub may_be_lost: bool,
+    /// The anchor's clue may be this step as well.
+    pub may_be_anchor: bool,
     pub absent: bool,
     /// Taken off the confidence when it was not found.
     pub minus: f64,

@@ -133,6 +133,9 @@ pub struct StepFile {
     /// possible.
     #[serde(default)]
     pub may_be_lost: bool,
+    /// The anchor's clue may be this step as well: what happened in two changes may be heard of as one.
+    #[serde(default)]
+    pub may_be_anchor: bool,
     /// The step must not exist: before the anchor when it is listed before it, after the anchor when listed after.
     #[serde(default)]
     pub absent: bool,

@@ -50,11 +50,17 @@ impl Template {
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("[[") {
             let (inside, behind) = after.split_once("]]").ok_or_else(|| format!("`[[` without `]]` in \"{text}\""))?;
+            if inside.contains("[[") || before.contains("]]") {
+                return Err(format!("`[[` and `]]` do not pair in \"{text}\""));
+            }
             places(before, resolve, &mut parts)?;
             let mut optional = Vec::new();
             places(inside, resolve, &mut optional)?;
             parts.push(Part::Optional(optional));
             rest = behind;
+        }
+        if rest.contains("]]") {
+            return Err(format!("`[[` and `]]` do not pair in \"{text}\""));
         }
         places(rest, resolve, &mut parts)?;
         Ok(Self { parts })

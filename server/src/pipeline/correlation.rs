@@ -153,7 +153,11 @@ fn start_journal(
 ) -> Result<Journal, PipelineError> {
     match journal::read(&config.archive.dir) {
         Ok(recorded) => {
-            tracing::info!(findings = recorded.findings.len(), unreadable = recorded.unreadable, "findings restored");
+            tracing::info!(findings = recorded.findings.len(), "findings restored");
+            if recorded.unreadable > 0 {
+                let [path, _] = journal::paths(&config.archive.dir);
+                tracing::warn!(lines = recorded.unreadable, path = %path.display(), "the journal of findings has lines that cannot be read");
+            }
             recorded.restore(store);
         }
         Err(error) => tracing::warn!(%error, "cannot read the findings of earlier runs"),

@@ -123,7 +123,9 @@ fn main() -> ExitCode {
             3,
         ),
     };
-    complain!("tapioctl: {message}");
+    // It may repeat an argument, which a script took from anywhere.
+    let message: Vec<String> = message.lines().map(render::clean).collect();
+    complain!("tapioctl: {}", message.join("\n"));
     ExitCode::from(code)
 }
 

@@ -57,6 +57,16 @@ fn findings_and_their_successors_survive_restarts_and_torn_lines() {
 }
 
 #[test]
+fn a_named_pipe_is_no_journal() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [path, _] = paths(dir.path());
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).expect("a pipe");
+    let error = read(dir.path()).expect_err("it is no file");
+    assert!(error.to_string().contains("is no regular file"), "{error}");
+    open(&path).expect_err("nothing is written to it");
+}
+
+#[test]
 fn a_replay_of_half_the_story_changes_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Arc::new(FindingStore::new(100));

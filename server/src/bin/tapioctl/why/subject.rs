@@ -59,6 +59,14 @@ pub fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
     if name.is_empty() || name.ends_with('/') || name.starts_with('/') {
         return Err(Failure::Usage(format!("\"{argument}\" has no name: write {kind}/NAME")));
     }
+    let parts_max = match kind {
+        "container" | "containers" | "unit" | "units" => usize::MAX,
+        "node" | "nodes" | "ns" | "namespace" | "namespaces" => 1,
+        _ => 2,
+    };
+    if name.split('/').count() > parts_max {
+        return Err(Failure::Usage(format!("\"{argument}\" has too many parts: write {KNOWN}")));
+    }
     if name.contains('/') && !namespace.is_empty() && !name.starts_with(&format!("{namespace}/")) {
         return Err(Failure::Usage(format!("\"{name}\" is not in the namespace {namespace}: leave one of them out")));
     }
@@ -69,7 +77,14 @@ pub fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
         kind => workload(kind).unwrap_or(kind.trim_end_matches('s')),
     };
     match singular {
-        "container" => subject.entity = name.split_once("://").map_or(name, |(_, id)| id).to_owned(),
+        "container" => {
+            subject.entity = name.split_once("://").map_or(name, |(_, id)| id).to_owned();
+            if subject.entity.len() < CONTAINER_ID_MIN && is_hex(&subject.entity) {
+                return Err(Failure::Usage(format!(
+                    "\"{argument}\" may mean many: write at least {CONTAINER_ID_MIN} digits of the id"
+                )));
+            }
+        }
         "unit" => {
             // As systemctl(1) takes it.
             subject.entity = if name.contains('.') { name.to_owned() } else { format!("{name}.service") };
@@ -87,9 +102,13 @@ pub fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
     Ok(subject)
 }
 
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// The container that an argument without a kind may mean, where no pod is called so.
 pub fn as_container(argument: &str, namespace: &str) -> Option<Subject> {
-    let is_id = argument.len() >= CONTAINER_ID_MIN && argument.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_id = argument.len() >= CONTAINER_ID_MIN && is_hex(argument);
     is_id.then(|| Subject {
         called: format!("container {argument}"),
         entity: argument.to_owned(),
@@ -132,7 +151,19 @@ mod tests {
         assert_eq!(of("unit/nginx").entity, "nginx.service");
         assert!(of("foo/bar").is_guessed && !of("pod/foo/bar").is_guessed);
         assert!(as_container("dc31f2ad9b24", "").is_some() && as_container("web-0", "").is_none());
-        for text in ["service/web", "cronjob/x", "pod/", "deploy/", "ns/", "a/b/c", "deploy/shop/"] {
+        for text in [
+            "service/web",
+            "cronjob/x",
+            "pod/",
+            "deploy/",
+            "ns/",
+            "a/b/c",
+            "deploy/shop/",
+            "deploy/a/b/c",
+            "pod/a/b/c",
+            "ns/a/b",
+            "container/dc31f",
+        ] {
             assert!(matches!(subject(text, ""), Err(Failure::Usage(_))), "{text}");
         }
         assert!(matches!(subject("pod/shop/web-0", "other"), Err(Failure::Usage(_))));
