@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tapio_wire::program::units::human_duration;
+use tapio_wire::service::Finding;
 
 use crate::client::{Client, FindingWatch};
 use crate::clock::wait_for;
 use crate::error::Error;
 use crate::host::Host;
 use crate::inject::cgroup::Cgroup;
+use crate::inject::crash;
 use crate::inject::{Fault, InjectOptions, Injector, measure};
 use crate::interrupt;
 use crate::latency::Summary;
@@ -63,6 +65,7 @@ pub struct FloodReport {
     pub archived_bytes_per_second: f64,
     /// CPU of the collector, as a share of one core.
     pub collector_cpu_share: f64,
+    pub floods: usize,
     /// Floods that have a finding.
     #[serde(rename = "floods_told")]
     pub floods_found: usize,
@@ -91,6 +94,8 @@ impl Flood {
 
 /// One that sends signals, one that starts processes, one that makes cgroups.
 fn start_floods(stage: &mut Stage) -> Result<[Flood; 3], Error> {
+    let quiet = stage.program("quiet", crash::quiet_program())?;
+    let (start, make) = (stage.play("start-processes"), stage.play("make-folders"));
     Ok([
         Flood::start(stage, |folder| {
             format!(
@@ -98,8 +103,8 @@ fn start_floods(stage: &mut Stage) -> Result<[Flood; 3], Error> {
                  while ! grep -qx $t {folder}/cgroup.procs; do :; done; while :; do kill -HUP $t; done"
             )
         })?,
-        Flood::start(stage, |_| "while :; do /bin/true; done".into())?,
-        Flood::start(stage, |folder| format!("while :; do mkdir {folder}; rmdir {folder}; done"))?,
+        Flood::start(stage, |_| format!("exec {start} --program {quiet}"))?,
+        Flood::start(stage, |folder| format!("exec {make} --program {folder}"))?,
     ])
 }
 
@@ -113,6 +118,16 @@ fn await_closed_ledger(client: &mut Client) -> Result<i64, Error> {
         *seen = format!("{unexplained} unexplained, {held} held");
         Ok((unexplained == 0 && held == 0).then_some(unexplained))
     })
+}
+
+/// Which of these containers have a finding that calls them a flood.
+fn flooding_containers(findings: &[Finding], containers: &[&str]) -> Vec<String> {
+    let of_floods = findings.iter().filter(|finding| finding.pattern == "flood");
+    let named = of_floods.filter_map(|finding| finding.entity.as_ref()).map(|entity| entity.container_id.clone());
+    let mut found: Vec<String> = named.filter(|id| containers.contains(&&**id)).collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// Runs it.
@@ -173,13 +188,18 @@ pub fn run(options: &FloodOptions) -> Result<FloodReport, Error> {
         ..FloodReport::default()
     };
     let containers: Vec<&str> = floods.iter().map(|flood| &*flood.cgroups.name.container_id).collect();
-    report.floods_found = client
-        .findings()?
-        .iter()
-        .filter(|finding| finding.pattern == "flood")
-        .filter_map(|finding| finding.entity.as_ref())
-        .filter(|entity| containers.contains(&&*entity.container_id))
-        .count();
+    let mut flooding = Vec::new();
+    let all_found = wait_for("a finding for each flood", LIMIT, |seen| {
+        flooding = flooding_containers(&client.findings()?, &containers);
+        *seen = format!("{} of {}", flooding.len(), containers.len());
+        Ok((flooding.len() == containers.len()).then_some(()))
+    });
+    match all_found {
+        // The judgement counts them.
+        Ok(()) | Err(Error::TimedOut { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    (report.floods, report.floods_found) = (containers.len(), flooding.len());
     drop(floods);
     report.lethal_ring_full = Metrics::read(collector.port())?.sum("tapio_collector_lethal_ring_full_total", &[]);
     collector.stop()?;
@@ -198,7 +218,8 @@ impl FloodReport {
         };
         complain(self.quiet_missing == 0, format!("{} deaths were not found before the floods", self.quiet_missing));
         complain(self.missing == 0, format!("{} of {} deaths were not found", self.missing, self.kills));
-        complain(self.floods_found > 0, "no flood was found".into());
+        let (found, floods) = (self.floods_found, self.floods);
+        complain(found == floods, format!("{found} of {floods} floods were found"));
         complain(self.lethal_ring_full == 0, format!("{} lethal records found their ring full", self.lethal_ring_full));
         complain(
             self.archived_bytes_per_second < 1_048_576.0,
@@ -219,12 +240,13 @@ impl fmt::Display for FloodReport {
         )?;
         writeln!(
             f,
-            "floods: {} of {} deaths found; p50 {}, p99 {}; {} floods found",
+            "floods: {} of {} deaths found; p50 {}, p99 {}; {} of {} floods found",
             self.kills - self.missing,
             self.kills,
             human_duration(self.latency_us.p50 * 1000),
             human_duration(self.latency_us.p99 * 1000),
-            self.floods_found
+            self.floods_found,
+            self.floods
         )?;
         write!(
             f,

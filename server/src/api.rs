@@ -226,7 +226,7 @@ async fn findings(
     Ok(Json(json!({
         "findings": page.findings.iter().map(render::finding_value).collect::<Vec<_>>(),
         "next_page_token": page.next_page_token,
-        "incomplete": render::incomplete_value(&api.peers.map(|peers| peers.unheard()).unwrap_or_default()),
+        "incomplete": render::incomplete_value(&query::unheard(api.peers.as_deref(), &api.store)),
     })))
 }
 

@@ -43,6 +43,9 @@ struct Arguments {
     /// URL of the NATS with JetStream that all servers share, instead of cluster.url.
     #[arg(long, value_name = "URL", env = "TAPIO_CLUSTER_URL")]
     cluster_url: Option<String>,
+    /// Name that stands for all servers, instead of cluster.headless.
+    #[arg(long, value_name = "HOST", env = "TAPIO_CLUSTER_HEADLESS")]
+    cluster_headless: Option<String>,
     /// NATS user, instead of cluster.user.
     #[arg(long, value_name = "NAME", env = "TAPIO_CLUSTER_USER", requires = "cluster_password_file")]
     cluster_user: Option<String>,
@@ -130,6 +133,9 @@ fn configured(arguments: Arguments) -> Result<Config, (ConfigError, ExitCode)> {
     }
     if let Some(url) = arguments.cluster_url {
         config.cluster.url = url;
+    }
+    if let Some(name) = arguments.cluster_headless {
+        config.cluster.headless = Some(name);
     }
     if let Some(user) = arguments.cluster_user {
         config.cluster.user = Some(user);

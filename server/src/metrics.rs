@@ -53,8 +53,11 @@ impl Metrics {
             resident_bytes: IntGauge::new("tapio_server_resident_bytes", "Resident memory of this process.")?,
             cpu_ms: IntGauge::new("tapio_server_cpu_milliseconds", "CPU time that this process has used.")?,
             build: IntGaugeVec::new(
-                Opts::new("tapio_server_build_info", "Always 1; the label has the version of this build."),
-                &["version"],
+                Opts::new(
+                    "tapio_server_build_info",
+                    "Always 1; the labels have the version of this build and `cluster.name`.",
+                ),
+                &["version", "cluster"],
             )?,
             findings: IntGauge::new("tapio_server_findings", "Findings that the server keeps and serves.")?,
             described: IntGauge::new(
@@ -75,7 +78,7 @@ impl Metrics {
         metrics.registry.register(Box::new(metrics.resident_bytes.clone()))?;
         metrics.registry.register(Box::new(metrics.cpu_ms.clone()))?;
         metrics.registry.register(Box::new(metrics.build.clone()))?;
-        metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION"), metrics.sizes.store.cluster()]).set(1);
         Ok(metrics)
     }
 

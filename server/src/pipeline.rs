@@ -24,6 +24,7 @@
 
 mod correlation;
 mod grpc;
+mod neighbours;
 mod parts;
 mod replay;
 
@@ -164,6 +165,7 @@ impl Pipeline {
         let vitals = Arc::new(Vitals::default());
         let core = Correlation::start(config, &budget, grpc_address, &registry)?;
         core.watch(&vitals, &ended);
+        neighbours::watch(&config.cluster, grpc_address.port(), &core.store, &vitals, ended.clone());
         let (readiness, is_ready) = watch::channel(ArchiveState::NotReady("the archive is being opened".into()));
         let metrics = Arc::new(OnceLock::new());
         let peers = start_peers(config, core.cluster.as_ref())?;

@@ -1,7 +1,7 @@
 //! `/healthz` and `/readyz` name a thread that has ended before its time.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::whole_server::{LIMIT, Whole, get};
 use axum::Router;
@@ -10,6 +10,8 @@ use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, T
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_server::http;
 use tapio_server::vitals::{Pulse, Vitals};
+use tapio_wire::service::query_client::QueryClient;
+use tapio_wire::service::{ListFindingsRequest, StatusRequest};
 use tokio::sync::watch;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,5 +63,25 @@ async fn a_panicking_thread_makes_a_healthy_server_unhealthy() {
     let deadline = Instant::now() + LIMIT;
     while !get(address, "/healthz", "").1.contains("archive, correlate") {
         assert!(Instant::now() < deadline, "correlate is not named");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_a_log_names_the_others() {
+    let whole = Whole::start(|config| config.cluster.headless = Some("192.0.2.7".into())).await;
+    let other = format!("192.0.2.7:{}", whole.pipeline.grpc_address.port());
+    let deadline = Instant::now() + LIMIT;
+    while !whole.get("/readyz", "").1.contains(&other) {
+        assert!(Instant::now() < deadline, "{:?}", whole.get("/readyz", ""));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(whole.get("/readyz", "").0, 200, "it does its work");
+    let mut query = QueryClient::new(whole.channel().await);
+    let status = query.status(StatusRequest::default()).await.expect("it answers").into_inner();
+    let listed = query.list_findings(ListFindingsRequest::default()).await.expect("it answers").into_inner();
+    for incomplete in [&status.incomplete, &listed.incomplete] {
+        assert_eq!(incomplete.len(), 1, "{incomplete:?}");
+        assert_eq!(incomplete[0].server, other);
+        assert!(incomplete[0].reason.contains("set cluster.url"), "{incomplete:?}");
     }
 }

@@ -55,6 +55,10 @@ pub enum Role {
     Abort,
     /// Writes to a file again and again, in a thread that is not its first.
     WriteInThread,
+    /// Starts a program that ends at once, again and again.
+    StartProcesses,
+    /// Makes a folder and removes it, again and again.
+    MakeFolders,
 }
 
 /// A role and what it needs.
@@ -65,7 +69,7 @@ pub struct Act {
     /// The limit that it will run into.
     #[arg(long, default_value_t = 0)]
     pub limit_bytes: u64,
-    /// The program to become, or the file to write to.
+    /// The program to become or to start, the file to write to, or the folder to make.
     #[arg(long)]
     pub program: Option<PathBuf>,
 }
@@ -214,6 +218,19 @@ fn perform(act: &Act) -> Result<i32, Error> {
             let panicked = |_| Err(Error::Invalid("the thread that writes panicked".into()));
             let outcome: Result<(), Error> = writer.join().unwrap_or_else(panicked);
             outcome.map(|()| SURVIVED_CODE)
+        }
+        Role::StartProcesses => {
+            let program = act.program.as_deref().unwrap_or(Path::new("/bin/true"));
+            loop {
+                Command::new(program).status().context(|| format!("start {}", program.display()))?;
+            }
+        }
+        Role::MakeFolders => {
+            let path = act.program.clone().unwrap_or_default();
+            loop {
+                fs::create_dir(&path).context(|| format!("make {}", path.display()))?;
+                fs::remove_dir(&path).context(|| format!("remove {}", path.display()))?;
+            }
         }
     }
 }

@@ -21,6 +21,10 @@ pub struct ClusterSection {
     /// Addresses of NATS with JetStream, separated by commas, that all servers share; empty: this server is the only one.
     #[schemars(example = "nats://tapio-nats.tapio-system.svc:4222")]
     pub url: String,
+    /// A name that stands for all servers, as that of a headless Service; HOST or HOST:PORT. It is looked up where `cluster.url`
+    /// is empty. Other servers behind it see other nodes: log, `/readyz`, status and findings then say so.
+    #[schemars(example = "tapio-server-headless")]
+    pub headless: Option<String>,
     /// This server's name among the servers; default: the machine's name, which is the pod's.
     #[schemars(example = "tapio-server-0")]
     pub server: Option<String>,
@@ -72,6 +76,7 @@ impl Default for ClusterSection {
         Self {
             name: "default".into(),
             url: String::new(),
+            headless: None,
             server: None,
             advertise: None,
             peer_tls: None,

@@ -103,6 +103,7 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         ongoing: pattern.is_state() && context.ended.is_none(),
         resolved_ns: context.ended.map_or(0, |ended| ended.at_ns),
         missing_servers: Vec::new(),
+        cluster: String::new(),
     })
 }
 

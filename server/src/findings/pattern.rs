@@ -87,9 +87,7 @@ pub struct Condition {
 
 impl Condition {
     fn holds(&self, clue: &Clue) -> bool {
-        let Some(value) = self.field.get(clue) else {
-            return self.allows_missing;
-        };
+        let Some(value) = self.field.get(clue) else { return self.allows_missing };
         let is = |scalar: &Scalar| match (scalar, value) {
             (Scalar::Number(a), Value::Number(b)) => *a == b,
             (Scalar::Flag(a), Value::Flag(b)) => *a == b,
@@ -141,7 +139,6 @@ pub struct Step {
     pub distinct: Option<Field>,
     pub optional: bool,
     pub may_be_lost: bool,
-    /// The anchor's clue may be this step as well.
     pub may_be_anchor: bool,
     pub absent: bool,
     /// Taken off the confidence when it was not found.

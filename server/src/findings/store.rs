@@ -51,6 +51,10 @@ pub struct FindingStore {
     /// The journal missed a change.
     journal_missed: AtomicBool,
     is_replaying: AtomicBool,
+    /// The cluster that its findings are of.
+    cluster: OnceLock<String>,
+    /// Other servers that no log joins with this one.
+    unjoined: RwLock<Vec<String>>,
 }
 
 impl FindingStore {
@@ -64,7 +68,35 @@ impl FindingStore {
             journal: OnceLock::new(),
             journal_missed: AtomicBool::new(false),
             is_replaying: AtomicBool::new(false),
+            cluster: OnceLock::new(),
+            unjoined: RwLock::default(),
         }
+    }
+
+    /// Names the cluster of all findings from now on.
+    pub fn set_cluster(&self, name: &str) {
+        // The first one stays.
+        let _ = self.cluster.set(name.to_owned());
+    }
+
+    /// The cluster that its findings are of; empty where none was named.
+    pub fn cluster(&self) -> &str {
+        self.cluster.get().map_or("", String::as_str)
+    }
+
+    /// Names other servers whose nodes' events this one does not see; findings from now on state them as missing. Whether they are
+    /// others than before.
+    pub fn set_unjoined(&self, servers: Vec<String>) -> bool {
+        let mut known = self.unjoined.write().unwrap_or_else(PoisonError::into_inner);
+        *known != servers && {
+            *known = servers;
+            true
+        }
+    }
+
+    /// Other servers that no log joins with this one.
+    pub fn unjoined(&self) -> Vec<String> {
+        self.unjoined.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sends every change from now on to a journal. It is never waited for: what it misses, it asks for.
@@ -277,6 +309,10 @@ impl FindingStore {
 
     /// Publishes a finding, or a change to the one of the same id; `None` when it says nothing new.
     pub fn publish(&self, mut finding: Finding) -> Option<Arc<Finding>> {
+        finding.cluster = self.cluster().to_owned();
+        if finding.missing_servers.is_empty() {
+            finding.missing_servers = self.unjoined();
+        }
         let mut inner = self.write();
         finding.revision = 1;
         if !inner.is_alone {

@@ -46,6 +46,7 @@ impl Correlation {
             tracing::info!(entities_max, "resources.max_memory_mb has no room for correlation.max_entities");
         }
         let store = Arc::new(FindingStore::new(budget.findings_max));
+        store.set_cluster(&config.cluster.name);
         let finder_config = FinderConfig {
             bus_clues: config.correlation.buffer_size,
             correlation_depth_max: config.correlation.max_correlation_depth as usize,

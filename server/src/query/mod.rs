@@ -97,6 +97,16 @@ pub(crate) async fn events_of_all(
     Ok((events, incomplete))
 }
 
+/// Servers whose part of the findings is missing here.
+pub(crate) fn unheard(peers: Option<&Peers>, store: &FindingStore) -> Vec<Unanswered> {
+    let unjoined = |server| Unanswered {
+        server,
+        reason: "no log joins it with the server that answers: set cluster.url".into(),
+        ..Unanswered::default()
+    };
+    peers.map_or_else(|| store.unjoined().into_iter().map(unjoined).collect(), Peers::unheard)
+}
+
 fn bounded(token: &str) -> Result<&str, tonic::Status> {
     if token.len() > TOKEN_BYTES_MAX {
         return Err(tonic::Status::invalid_argument(format!("an id or token has at most {TOKEN_BYTES_MAX} bytes")));
@@ -111,7 +121,7 @@ impl Query for QueryService {
         request: Request<ListFindingsRequest>,
     ) -> Result<Response<ListFindingsResponse>, tonic::Status> {
         let mut listed = list(&self.store, &request.into_inner()).map_err(tonic::Status::invalid_argument)?;
-        listed.incomplete = self.peers.as_ref().map(|peers| peers.unheard()).unwrap_or_default();
+        listed.incomplete = unheard(self.peers.as_deref(), &self.store);
         Ok(Response::new(listed))
     }
 
@@ -141,7 +151,7 @@ impl Query for QueryService {
         match &self.peers {
             Some(peers) if request.get_ref().local => peers.introduce(&mut status),
             Some(peers) => peers.complete(&mut status, request.metadata()).await,
-            None => {}
+            None => status.incomplete = unheard(None, &self.store),
         }
         Ok(Response::new(status))
     }

@@ -106,6 +106,7 @@ pub fn finding_value(finding: &Finding) -> Value {
         "count": finding.count,
         "possible": finding.possible,
         "missing_servers": finding.missing_servers,
+        "cluster": finding.cluster,
         "ongoing": finding.ongoing,
         "resolved_at": (finding.resolved_ns > 0).then(|| rfc3339(finding.resolved_ns)),
         "consequences": finding.consequences.iter().map(|consequence| json!({

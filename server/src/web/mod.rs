@@ -196,7 +196,7 @@ impl Pages {
 
     /// Servers that are missing in what is found.
     fn unheard(&self) -> Vec<Unanswered> {
-        self.peers.as_ref().map(|peers| peers.unheard()).unwrap_or_default()
+        query::unheard(self.peers.as_deref(), &self.store)
     }
 
     /// The status of all servers; [`None`] while this one starts.
@@ -204,6 +204,8 @@ impl Pages {
         let mut status = self.status.get()?.status();
         if let Some(peers) = &self.peers {
             peers.complete(&mut status, &MetadataMap::from_headers(headers.clone())).await;
+        } else {
+            status.incomplete = self.unheard();
         }
         Some(status)
     }

@@ -214,6 +214,7 @@ impl Member {
         let patterns = Arc::new(PatternSet::embedded().expect("embedded patterns are valid"));
         let config = CorrelateConfig { shards: Some(2), wanted: patterns.kinds(), ..CorrelateConfig::default() };
         let store = Arc::new(FindingStore::new(1000));
+        store.set_cluster(&section.name);
         let losses = Arc::new(ClusterLosses::default());
         let finder = FinderConfig::default();
         let finder = Finder::start_from_log(&finder, patterns, 100_000, Arc::clone(&losses), Arc::clone(&store))
