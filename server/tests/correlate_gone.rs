@@ -68,7 +68,7 @@ fn the_pods_conditions_state_who_asked_for_its_deletion() {
         ("PreemptionByScheduler", "preempted", "medium"),
         ("DeletionByTaintManager", "evicted-by-taint", "high"),
         ("EvictionByEvictionAPI", "evicted-by-api", "low"),
-        ("TerminationByKubelet", "node-shutdown", "medium"),
+        ("TerminationByKubelet", "ended-by-kubelet", "medium"),
         ("DeadlineExceeded", "deadline-exceeded", "high"),
     ];
     for (reason, pattern, severity) in cases {
@@ -76,6 +76,55 @@ fn the_pods_conditions_state_who_asked_for_its_deletion() {
         gone.node.pod_state(99 * SECOND, gone.pod, reason, true);
         assert_eq!(gone.found(), pair(pattern, severity), "{reason}");
     }
+}
+
+#[test]
+fn kubelet_ends_pods_for_three_reasons_under_one_name() {
+    let shutdown = "Pod was terminated in response to imminent node shutdown.";
+    let short = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 60Mi. ";
+    let cases = [
+        ("TerminationByKubelet", shutdown, "node-shutdown"),
+        ("Terminated", shutdown, "node-shutdown"),
+        ("NodeShutdown", "Pod was rejected as the node is shutting down.", "node-shutdown"),
+        ("Shutdown", "Node is shutting, evicting pods", "node-shutdown"),
+        ("TerminationByKubelet", "Pod was preempted by Kubelet to accommodate a critical pod.", "preempted-by-kubelet"),
+        ("Preempting", "Preempted in order to admit critical pod", "preempted-by-kubelet"),
+        ("TerminationByKubelet", short, "ended-by-kubelet"),
+        ("TerminationByKubelet", "", "ended-by-kubelet"),
+    ];
+    for (reason, message, pattern) in cases {
+        let mut gone = web();
+        // Kubelet deletes nothing: the pod stays, Failed.
+        gone.node.stop(gone.container, 98 * SECOND);
+        gone.node.pod_says(99 * SECOND, gone.pod, [reason, message], false);
+        gone.node.lethal(100 * SECOND);
+        let found = findings_of(&gone.node);
+        assert_eq!(found.len(), 1, "{reason}, {message}: {found:#?}");
+        let (finding, of) = (&found[0], found[0].consequences.iter().map(|one| one.pattern.as_str()));
+        assert_eq!(
+            (finding.pattern.as_str(), of.collect::<Vec<_>>()),
+            (pattern, vec!["stopped"]),
+            "{reason}, {message}"
+        );
+        let all = format!("{} {} {:?}", finding.title, finding.summary, finding.death);
+        assert!(pattern == "node-shutdown" || !all.contains("shuts down"), "{all}");
+        assert!(all.contains(message) && finding.confidence > 0.9, "{all}");
+    }
+}
+
+#[test]
+fn kubelets_own_preemption_is_joined_with_its_event() {
+    let mut gone = web();
+    let said = "Preempted in order to admit critical pod";
+    gone.node.said(97 * SECOND, gone.pod, "Pod", "Preempting", said);
+    gone.node.stop(gone.container, 98 * SECOND);
+    gone.node.pod_says(99 * SECOND, gone.pod, ["Preempting", said], false);
+    // Its controller deletes what failed.
+    gone.node.pod_says(130 * SECOND, gone.pod, ["Preempting", said], true);
+    gone.node.lethal(131 * SECOND);
+    let found = findings_of(&gone.node);
+    assert_eq!((found.len(), found[0].pattern.as_str(), found[0].count), (1, "preempted-by-kubelet", 1), "{found:#?}");
+    assert!(found[0].evidence.len() >= 2 && found[0].title.contains("node n1"), "{found:#?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 106] = [
+pub(super) const EMBEDDED: [(&str, &str); 108] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -33,6 +33,7 @@ pub(super) const EMBEDDED: [(&str, &str); 106] = [
     ("dns-lookups-fail.yaml", include_str!("../../patterns/dns-lookups-fail.yaml")),
     ("drained.yaml", include_str!("../../patterns/drained.yaml")),
     ("ended-by-controller.yaml", include_str!("../../patterns/ended-by-controller.yaml")),
+    ("ended-by-kubelet.yaml", include_str!("../../patterns/ended-by-kubelet.yaml")),
     ("ends-and-restarts.yaml", include_str!("../../patterns/ends-and-restarts.yaml")),
     ("evicted-by-api.yaml", include_str!("../../patterns/evicted-by-api.yaml")),
     ("evicted-by-drain.yaml", include_str!("../../patterns/evicted-by-drain.yaml")),
@@ -75,6 +76,7 @@ pub(super) const EMBEDDED: [(&str, &str); 106] = [
     ("post-start-failed.yaml", include_str!("../../patterns/post-start-failed.yaml")),
     ("pre-stop-failed.yaml", include_str!("../../patterns/pre-stop-failed.yaml")),
     ("preempted.yaml", include_str!("../../patterns/preempted.yaml")),
+    ("preempted-by-kubelet.yaml", include_str!("../../patterns/preempted-by-kubelet.yaml")),
     ("process-stopped.yaml", include_str!("../../patterns/process-stopped.yaml")),
     ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
     ("refused-by-kubelet.yaml", include_str!("../../patterns/refused-by-kubelet.yaml")),
