@@ -410,3 +410,36 @@ fn an_oom_kill_does_not_explain_another_signals_exit_code() {
         assert_eq!(of_init.expect("the container's death").pattern, expected, "{signal}");
     }
 }
+
+/// A native sidecar is an init container that is always restarted: Kubernetes lists it among those that end before the others begin.
+#[test]
+fn a_sidecars_memory_kill_is_its_own() {
+    let mut node = Node::new("n1");
+    let cart = node.kube_container_named("Deployment/cart", "shop/cart-1", "c1", "web");
+    let proxy = node.kube_container_named("Deployment/cart", "shop/cart-1", "c2", "proxy");
+    let pod = node.kube_pod("Deployment/cart", "shop/cart-1");
+    node.runs(10 * SECOND, pod, "web");
+    for time in 0..3 {
+        let at = (100 + 20 * time) * SECOND;
+        let envoy = first(proxy, 200 + time as u32, "envoy");
+        node.init_runs(at - 10 * SECOND, pod, "proxy");
+        node.signal(at, envoy, SIGKILL, None);
+        node.oom(at + MS, envoy, LIMIT, LIMIT);
+        node.exit(at + 2 * MS, envoy, SIGKILL);
+        node.init_ends(at + SECOND, pod, ["proxy", "OOMKilled"]);
+    }
+    node.lethal(200 * SECOND);
+    let found = only(&node);
+    assert_eq!((found.pattern.as_str(), found.count), ("memory-limit-kill", 3), "{found:#?}");
+    let entity = found.entity.as_ref().expect("an entity");
+    assert_eq!((&*entity.container, &*entity.pod), ("proxy", "cart-1"));
+    assert!(found.title.contains("proxy") && found.confidence > 0.9, "{found:#?}");
+    // The application's own end is another matter.
+    node.exit(210 * SECOND, first(cart, 100, "cart"), 1 << 8);
+    node.lethal(211 * SECOND);
+    let found = findings_of(&node);
+    let container = |one: &Finding| one.entity.as_ref().map(|entity| entity.container.clone()).unwrap_or_default();
+    let mut told: Vec<_> = found.iter().map(|one| (container(one), one.pattern.as_str())).collect();
+    told.sort();
+    assert_eq!(told, [("proxy".into(), "memory-limit-kill"), ("web".into(), "exited-with-error")], "{found:#?}");
+}

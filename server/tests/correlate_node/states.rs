@@ -44,6 +44,24 @@ impl Node {
         }
     }
 
+    /// Reports an init container that runs.
+    pub fn init_runs(&mut self, at: u64, entity: EntityId, container: &str) {
+        self.runs(at, entity, container);
+        self.of_init();
+    }
+
+    /// Reports an init container that ended badly: its name and the reason.
+    pub fn init_ends(&mut self, at: u64, entity: EntityId, [container, reason]: [&str; 2]) {
+        self.container_state(at, entity, 3, [container, reason, ""]);
+        self.of_init();
+    }
+
+    fn of_init(&mut self) {
+        if let Some(Event { body: Detail::ContainerState(state), .. }) = self.body.events.last_mut() {
+            state.role = 1;
+        }
+    }
+
     pub fn runs(&mut self, at: u64, entity: EntityId, container: &str) {
         self.container_state(at, entity, 2, [container, "", ""]);
     }
