@@ -190,6 +190,27 @@ fn an_eviction_through_the_api_is_reported_by_its_condition() {
 }
 
 #[test]
+fn kubelets_preemption_is_reported_by_the_pods_own_reason() {
+    // The condition's reason is the same for evictions and node shutdowns.
+    let by_kubelet = |reason: &str, message: &str| {
+        let mut pod = modern(11);
+        (pod["status"]["phase"], pod["status"]["reason"]) = (json!("Failed"), json!(reason));
+        pod["status"]["message"] = json!(message);
+        let said = "Pod was preempted by Kubelet to accommodate a critical pod.";
+        pod["status"]["conditions"] = json!([condition("DisruptionTarget", "True", "TerminationByKubelet", said)]);
+        pod
+    };
+    for (reason, message, told) in [
+        ("Preempting", "Preempted in order to admit critical pod", "reason=Preempting"),
+        ("", "", "reason=TerminationByKubelet"),
+    ] {
+        let rig = events_of_steps(vec![by_kubelet(reason, message)], LONG, &[told]);
+        let message = if message.is_empty() { "preempted by Kubelet" } else { message };
+        assert_eq!(rig.count(&["pod shop/cart-1", told, message]), 1, "{:#?}", rig.event_texts);
+    }
+}
+
+#[test]
 fn a_pod_waiting_for_its_readiness_gate_is_reported() {
     let mut unready = modern(11);
     let message = "corresponding condition of pod readiness gate \"example.com/lb\" does not exist";

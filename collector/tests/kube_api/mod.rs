@@ -288,12 +288,13 @@ fn text(body: &Frame, event: &Event, names: &HashMap<u64, String>) -> String {
     let of = names.get(&event.entity).map_or("?", String::as_str);
     match &event.body {
         Detail::PodState(pod) => format!(
-            "pod {of}: {} reason={} ready={} deletion={} gone={}",
+            "pod {of}: {} reason={} ready={} deletion={} gone={} message={}",
             name(pod.phase),
             name(pod.reason),
             pod.is_ready,
             pod.deletion_ns,
-            pod.is_gone
+            pod.is_gone,
+            name(pod.message)
         ),
         Detail::ContainerState(state) => format!(
             "container {of}: {} state={} reason={} exit={} last={} restarts={} memory={} image={} role={}",
