@@ -65,6 +65,9 @@ const RUNTIME_UNITS: [&str; 17] = [
     "systemd-logind.service",
 ];
 
+/// Scopes in which engines put their conmon, one for each container.
+const MONITOR_SCOPES: [&str; 2] = ["libpod-conmon-*", "crio-conmon-*"];
+
 /// Daemons whose duty is to kill before the kernel runs out of memory, and what their units are called.
 const OOM_DAEMONS: [&str; 7] =
     ["systemd-oomd", "earlyoom", "oomd", "nohang", "nohang-desktop", "low-memory-mon*", "psi-monitor"];
@@ -230,15 +233,21 @@ fn classify(
     sender_comm: &str,
 ) -> SenderClass {
     let in_container = matches!(sender.kind, Some(EntityKind::Container | EntityKind::Pod));
+    // A pod's own cgroup holds what the runtime puts beside its containers: CRI-O's conmon, a virtual machine's shim.
+    let beside_containers = sender.kind == Some(EntityKind::Pod) && sender.id == target.pod_id();
     if sender_pid == target_pid && target_pid != 0 {
         SenderClass::Itself
+    } else if beside_containers && is_one_of(&RUNTIMES, sender_comm) {
+        SenderClass::Runtime
     } else if sender.id == target.id && target.id != 0 || target.pod_id() != 0 && sender.pod_id() == target.pod_id() {
         SenderClass::Same
     } else if in_container {
         SenderClass::Outside
-    } else if is_one_of(&OOM_DAEMONS, sender_comm) && is_at_its_place(sender, target, &OOM_DAEMONS) {
+    } else if is_one_of(&OOM_DAEMONS, sender_comm) && is_at_its_place(sender, target, &[&OOM_DAEMONS]) {
         SenderClass::OomDaemon
-    } else if sender_pid == 1 || is_one_of(&RUNTIMES, sender_comm) && is_at_its_place(sender, target, &RUNTIME_UNITS) {
+    } else if sender_pid == 1
+        || is_one_of(&RUNTIMES, sender_comm) && is_at_its_place(sender, target, &[&RUNTIME_UNITS, &MONITOR_SCOPES])
+    {
         SenderClass::Runtime
     } else {
         SenderClass::Outside
@@ -246,9 +255,9 @@ fn classify(
 }
 
 /// Whether a process that bears the name of a runtime or a daemon runs where such a one does: outside of any unit, in one of
-/// `units`, in a scope that conmon has, or, where a user runs containers, in that user's slice as its target. A name is taken by
-/// anybody; a person's session is not that place.
-fn is_at_its_place(sender: &EntityInfo, target: &EntityInfo, units: &[&str]) -> bool {
+/// `units`, or, where a user runs containers, in that user's slice as its target. A name is taken by anybody; a person's session
+/// is not that place.
+fn is_at_its_place(sender: &EntityInfo, target: &EntityInfo, units: &[&[&str]]) -> bool {
     let user_slice = |cgroup: &str| {
         cgroup.split('/').find(|part| part.starts_with("user-") && part.ends_with(".slice")).map(str::to_owned)
     };
@@ -258,8 +267,7 @@ fn is_at_its_place(sender: &EntityInfo, target: &EntityInfo, units: &[&str]) -> 
     match sender.kind {
         Some(EntityKind::Unit) => {
             let name = sender.name.strip_suffix(".service").unwrap_or(&sender.name);
-            let is_of_pods = sender.cgroup.contains("kubepods") || sender.name.contains("conmon");
-            is_one_of(units, &sender.name) || is_one_of(units, name) || is_of_pods
+            units.iter().any(|units| is_one_of(units, &sender.name) || is_one_of(units, name))
         }
         _ => true,
     }
@@ -295,6 +303,20 @@ mod tests {
         assert_eq!(unit("systemd-oomd.service", "systemd-oomd"), "oom_daemon");
         assert_eq!(unit("backup.service", "earlyoom"), "outside");
         assert_eq!(class(EntityKind::Host, "/", "/", "earlyoom"), "oom_daemon");
+        assert_eq!(class(EntityKind::Container, "x", "/kubepods/pod2/c2", "earlyoom"), "outside");
+        assert_eq!(class(EntityKind::Unit, "session-3.scope", session, "earlyoom"), "outside", "a person's session");
+        let conmon = |scope: &str, comm: &str| class(EntityKind::Unit, scope, &format!("/machine.slice/{scope}"), comm);
+        assert_eq!(conmon("libpod-conmon-1.scope", "conmon"), "runtime");
+        assert_eq!(conmon("crio-conmon-1.scope", "crun"), "runtime");
+        assert_eq!(conmon("libpod-conmon-1.scope", "earlyoom"), "outside", "no OOM daemon runs there");
+        assert_eq!(conmon("myconmon.service", "runc"), "outside", "a unit's name is taken as easily");
+        assert_eq!(unit("kubepods-watch.service", "runc"), "outside");
+        let within = EntityInfo { parent: 9, ..entity(EntityKind::Container, 1, "web", "/kubepods/pod1/c1") };
+        let beside = |pod: u64, comm: &str| {
+            classify(&within, 50, &entity(EntityKind::Pod, pod, "pod1", "/kubepods/pod1/crio-conmon-1"), 60, comm)
+                .name()
+        };
+        assert_eq!((beside(9, "conmon"), beside(9, "sh"), beside(8, "conmon")), ("runtime", "same", "outside"));
         let rootless =
             entity(EntityKind::Container, 1, "web", "/user.slice/user-1000.slice/user@1000.service/libpod-1.scope");
         assert_eq!(
