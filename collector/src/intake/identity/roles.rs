@@ -41,6 +41,8 @@ struct First {
     role: Role,
     /// True if it only sets up namespaces, starts one process in them and waits for it: unshare(1).
     is_launcher: bool,
+    /// It was found by the name of a runtime's stage, and has not become the program yet.
+    is_stage: bool,
     has_ended: bool,
 }
 
@@ -123,6 +125,7 @@ impl Roles {
             }
             Some(first) if first.pid == started.pid => {
                 first.is_launcher = is_launcher(&started);
+                first.is_stage &= is_runtime_stage(started.comm);
                 first.role
             }
             Some(first) if first.is_launcher && started.parent_pid == first.pid && started.ns_pid == 1 => {
@@ -158,6 +161,8 @@ impl Roles {
             return Role::Unknown;
         };
         match known.first {
+            // What it calls itself later is a name that anybody can take.
+            Some(first) if first.pid == pid && !first.is_stage => first.role,
             _ if is_runtime_stage(comm) => Role::Runtime,
             Some(first) if first.pid == pid => first.role,
             _ if known.sessions.contains(&pid) || parent_pid != 0 && known.sessions.contains(&parent_pid) => {
@@ -199,6 +204,7 @@ fn first_of(started: &Started<'_>) -> First {
         ns_level: started.ns_level,
         role,
         is_launcher: is_launcher(started),
+        is_stage: is_runtime_stage(started.comm),
         has_ended: false,
     }
 }
@@ -231,6 +237,22 @@ mod tests {
         assert_eq!(roles.exec(BOX, started(10, 1, false, "server")), Role::First, "it replaced its image");
         assert_eq!(roles.of(BOX, 99, 10, "worker"), Role::Member, "forked and never replaced");
         assert_eq!(roles.exit(BOX, 10, 10_000, 1, "server"), Role::First);
+    }
+
+    #[test]
+    fn a_first_process_called_runc_is_still_the_first() {
+        for name in ["runc", "crun", "runc:[2:INIT]"] {
+            let mut roles = running();
+            assert_eq!(roles.of(BOX, 10, 1, name), Role::First, "it renamed itself {name}");
+            assert_eq!(roles.exec(BOX, started(10, 1, false, name)), Role::First, "it became {name}");
+            assert_eq!(roles.exit(BOX, 10, 10_000, 1, name), Role::First);
+        }
+        // The collector started while the runtime prepared the container.
+        let mut roles = Roles::default();
+        roles.scanned(BOX, started(10, 1, false, "runc:[2:INIT]"), [].into_iter());
+        assert_eq!(roles.of(BOX, 10, 1, "runc:[2:INIT]"), Role::Runtime);
+        assert_eq!(roles.exec(BOX, started(10, 1, false, "app")), Role::First);
+        assert_eq!(roles.exit(BOX, 10, 10_000, 1, "runc"), Role::First);
     }
 
     #[test]
