@@ -102,6 +102,36 @@ fn a_signal_of_a_write_or_timer_names_no_process() {
 }
 
 #[test]
+fn a_signal_that_a_process_asked_for_names_nobody() {
+    const SIGIO: u32 = 29;
+    const SI_TIMER: i32 = -2;
+    const POLL_IN: i32 = 1;
+    for (signal, code, because) in [
+        (40, SI_TIMER, "a timer that it had set ran out"),
+        (SIGUSR1, SI_TIMER, "a timer that it had set ran out"),
+        (SIGTERM, SI_TIMER, "a timer that it had set ran out"),
+        (40, POLL_IN, "a file that it watches"),
+        (SIGIO, POLL_IN, "a file that it watches"),
+        (SIGIO, 128, "a file that it watches"),
+    ] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = first(web, 100, "app");
+        node.signal(100 * SECOND, app, signal, None);
+        node.sent_while_running(77);
+        node.sent_with_code(code);
+        node.exit(100 * SECOND + MS, app, signal);
+        node.lethal(101 * SECOND);
+        let found = only(&node);
+        assert_eq!(found.pattern, "exited-with-error", "{signal} {code}");
+        let death = found.death.as_ref().expect("somebody died");
+        assert!(death.verdict.contains(because) && !death.verdict.contains("77"), "{death:#?}");
+        assert!(death.sender.as_ref().is_some_and(|sender| sender.kernel && sender.pid == 0), "{death:#?}");
+        assert!(found.summary.contains(because), "{}", found.summary);
+    }
+}
+
+#[test]
 fn a_handled_signal_explains_an_end_only_perhaps() {
     for (times, expected) in [(1, "interrupted-from-outside"), (5, "exited-with-error")] {
         let mut node = Node::new("n1");

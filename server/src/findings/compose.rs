@@ -377,11 +377,14 @@ fn death(anchor: &Clue, history: Option<&ClueHistory>, verdict: String) -> Optio
         exit_code: exit.exit_code(),
         signal: exit.signal(),
         signal_name: exit.signal().map(text::signal_name).unwrap_or_default(),
-        sender: kill.map(|(_, kill)| Sender {
-            pid: kill.sender_pid,
-            comm: kill.sender_comm.to_string(),
-            entity: (kill.sender.id != 0).then(|| kill.sender.to_ref()),
-            kernel: text::is_by_kernel(kill),
+        sender: kill.map(|(_, kill)| match text::asked_for(kill) {
+            Some(_) => Sender { kernel: true, ..Sender::default() },
+            None => Sender {
+                pid: kill.sender_pid,
+                comm: kill.sender_comm.to_string(),
+                entity: (kill.sender.id != 0).then(|| kill.sender.to_ref()),
+                kernel: text::is_by_kernel(kill),
+            },
         }),
         limit: oom.filter(|(_, oom)| oom.limit_bytes > 0).map(|(_, oom)| Limit {
             cgroup: oom.limit_cgroup.to_string(),

@@ -20,6 +20,18 @@ const SIGXFSZ: u32 = 25;
 const SIGVTALRM: u32 = 26;
 const SIGPROF: u32 = 27;
 const SIGIO: u32 = 29;
+/// The first of the real-time signals. The kernel sends one only where a process asked for it.
+const SIGRTMIN: u32 = 32;
+
+/// Codes of signals that the kernel sends because a process asked for them: sigaction(2).
+const SI_ASYNCNL: i32 = -60;
+const SI_SIGIO: i32 = -5;
+const SI_ASYNCIO: i32 = -4;
+const SI_MESGQ: i32 = -3;
+const SI_TIMER: i32 = -2;
+
+const BY_TIMER: &str = "the kernel, because a timer that it had set ran out";
+const BY_FILE: &str = "the kernel, because a file that it watches (O_ASYNC) was ready";
 
 /// How the kernel came to send a signal: `the kernel, while nginx (pid 7) was running`. It sends on nobody's behalf, whoever was
 /// running; who runs when a timer runs out says nothing.
@@ -27,9 +39,27 @@ pub fn by_kernel(signal: u32, comm: &str, pid: u32) -> String {
     match (signal, pid) {
         (SIGPIPE, _) => "the kernel, because it wrote to a pipe or socket that nobody reads".to_owned(),
         (SIGXFSZ, _) => "the kernel, because it wrote beyond its limit for files (RLIMIT_FSIZE)".to_owned(),
-        (SIGALRM | SIGVTALRM | SIGPROF, _) => "the kernel, because a timer that it had set ran out".to_owned(),
-        (SIGIO, _) | (_, 0) => "the kernel".to_owned(),
+        (SIGALRM | SIGVTALRM | SIGPROF, _) => BY_TIMER.to_owned(),
+        (SIGIO, _) => BY_FILE.to_owned(),
+        (SIGRTMIN.., _) => "the kernel, because a timer, file or queue that it watches asked for it".to_owned(),
+        (_, 0) => "the kernel".to_owned(),
         (_, pid) => format!("the kernel, while {} was running", process(comm, pid)),
+    }
+}
+
+/// What made the kernel send a signal that the process had asked for: whoever was running then has nothing to do with it.
+pub fn asked_for(kill: &Kill) -> Option<&'static str> {
+    match kill.code {
+        _ if kill.sender_class != SenderClass::Kernel => None,
+        SI_TIMER => Some(BY_TIMER),
+        SI_MESGQ => Some("the kernel, because a message queue that it watches was written to"),
+        SI_ASYNCIO | SI_ASYNCNL => Some("the kernel, because a request of its own was done"),
+        SI_SIGIO => Some(BY_FILE),
+        // The reason why a file was ready, as POLL_IN, where the process chose a signal for it (F_SETSIG).
+        1..=6 if kill.signal >= SIGRTMIN => Some(BY_FILE),
+        _ if kill.signal == SIGIO => Some(BY_FILE),
+        _ if matches!(kill.signal, SIGALRM | SIGVTALRM | SIGPROF) => Some(BY_TIMER),
+        _ => None,
     }
 }
 
@@ -41,6 +71,9 @@ pub fn is_by_kernel(kill: &Kill) -> bool {
 
 /// Who sent a signal.
 pub fn sent_by(kill: &Kill) -> String {
+    if let Some(because) = asked_for(kill) {
+        return because.to_owned();
+    }
     match kill.sender_class {
         _ if is_by_kernel(kill) => by_kernel(kill.signal, &kill.sender_comm, kill.sender_pid),
         SenderClass::Itself => "itself".to_owned(),

@@ -136,6 +136,13 @@ impl Node {
         }
     }
 
+    /// Sets the code of the signal that was pushed last: sigaction(2).
+    pub fn sent_with_code(&mut self, code: i32) {
+        if let Some(Event { body: Detail::Signal(signal), .. }) = self.body.events.last_mut() {
+            signal.code = code;
+        }
+    }
+
     /// A signal that its target ignores.
     pub fn ignored(&mut self, at: u64, target: Process, signal: u32, sender: Process) {
         self.signal(at, target, signal, Some(sender));
