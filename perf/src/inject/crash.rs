@@ -76,6 +76,69 @@ pub fn forbidden_call_program() -> Option<Vec<u8>> {
     cfg!(target_arch = "x86_64").then(|| elf(62, code))
 }
 
+/// A program that asks for SIGNAL when the FIFO named by its first argument has something to read, and waits: fcntl(2), `F_SETSIG`
+/// and `O_ASYNC`. 0 stands for SIGIO. Only for x86-64.
+pub fn asynchronous_reader_program(signal: u8) -> Option<Vec<u8>> {
+    #[rustfmt::skip]
+    let code: &[u8] = &[
+        0x48, 0x8b, 0x7c, 0x24, 0x10,                   // mov rdi, [rsp+16]: the first argument
+        0xbe, 2, 0, 0, 0,                               // mov esi, O_RDWR: it waits for no writer
+        0xb8, 2, 0, 0, 0, 0x0f, 0x05,                   // open
+        0x41, 0x89, 0xc4,                               // mov r12d, eax
+        0xb8, 39, 0, 0, 0, 0x0f, 0x05,                  // getpid
+        0x89, 0xc2,                                     // mov edx, eax
+        0xbe, 8, 0, 0, 0, 0x44, 0x89, 0xe7,             // mov esi, F_SETOWN; mov edi, r12d
+        0xb8, 72, 0, 0, 0, 0x0f, 0x05,                  // fcntl
+        0xba, signal, 0, 0, 0,                          // mov edx, SIGNAL
+        0xbe, 10, 0, 0, 0, 0x44, 0x89, 0xe7,            // mov esi, F_SETSIG; mov edi, r12d
+        0xb8, 72, 0, 0, 0, 0x0f, 0x05,                  // fcntl
+        0xba, 0, 0x20, 0, 0,                            // mov edx, O_ASYNC
+        0xbe, 4, 0, 0, 0, 0x44, 0x89, 0xe7,             // mov esi, F_SETFL; mov edi, r12d
+        0xb8, 72, 0, 0, 0, 0x0f, 0x05,                  // fcntl
+        0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7,      // pause, and again
+    ];
+    cfg!(target_arch = "x86_64").then(|| elf(62, code))
+}
+
+/// A program that lets a timer of its own send it SIGNAL after half a second: timer_create(2). Only for x86-64.
+pub fn timer_program(signal: u8) -> Option<Vec<u8>> {
+    #[rustfmt::skip]
+    let code: &[u8] = &[
+        0x48, 0x81, 0xec, 128, 0, 0, 0,                 // sub rsp, 128: a sigevent, then an itimerspec; the timer's id at 112
+        0xc7, 0x44, 0x24, 8, signal, 0, 0, 0,           // mov dword [rsp+8], SIGNAL
+        0xc7, 0x44, 0x24, 12, 0, 0, 0, 0,               // mov dword [rsp+12], SIGEV_SIGNAL
+        0x31, 0xff, 0x48, 0x89, 0xe6,                   // xor edi, edi: CLOCK_REALTIME; mov rsi, rsp
+        0x48, 0x8d, 0x54, 0x24, 112,                    // lea rdx, [rsp+112]
+        0xb8, 222, 0, 0, 0, 0x0f, 0x05,                 // timer_create
+        0xc7, 0x44, 0x24, 24, 0x00, 0x65, 0xcd, 0x1d,   // mov dword [rsp+24], 500,000,000 ns
+        0x8b, 0x7c, 0x24, 112, 0x31, 0xf6,              // mov edi, [rsp+112]; xor esi, esi
+        0x48, 0x89, 0xe2, 0x45, 0x31, 0xd2,             // mov rdx, rsp; xor r10d, r10d
+        0x48, 0xc7, 0x04, 0x24, 0, 0, 0, 0,             // mov qword [rsp], 0: it rings once
+        0x48, 0xc7, 0x44, 0x24, 8, 0, 0, 0, 0,          // mov qword [rsp+8], 0
+        0x48, 0xc7, 0x44, 0x24, 16, 0, 0, 0, 0,         // mov qword [rsp+16], 0 s
+        0xb8, 223, 0, 0, 0, 0x0f, 0x05,                 // timer_settime
+        0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7,      // pause, and again
+    ];
+    cfg!(target_arch = "x86_64").then(|| elf(62, code))
+}
+
+/// A program that keeps the first 48 MiB of the file named by its first argument in memory, and waits. Only for x86-64.
+pub fn file_locking_program() -> Option<Vec<u8>> {
+    #[rustfmt::skip]
+    let code: &[u8] = &[
+        0x48, 0x8b, 0x7c, 0x24, 0x10,                   // mov rdi, [rsp+16]: the first argument
+        0x31, 0xf6,                                     // xor esi, esi: O_RDONLY
+        0xb8, 2, 0, 0, 0, 0x0f, 0x05,                   // open
+        0x41, 0x89, 0xc0,                               // mov r8d, eax
+        0x31, 0xff, 0xbe, 0, 0, 0, 3,                   // xor edi, edi; mov esi, 48 MiB
+        0xba, 1, 0, 0, 0, 0x41, 0xba, 1, 0x20, 0, 0,    // mov edx, PROT_READ; mov r10d, MAP_SHARED | MAP_LOCKED
+        0x45, 0x31, 0xc9,                               // xor r9d, r9d
+        0xb8, 9, 0, 0, 0, 0x0f, 0x05,                   // mmap
+        0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7,      // pause, and again
+    ];
+    cfg!(target_arch = "x86_64").then(|| elf(62, code))
+}
+
 const BASE: u64 = 0x40_0000;
 const FILE_HEADER_BYTES: u16 = 64;
 const PROGRAM_HEADER_BYTES: u16 = 56;
@@ -112,17 +175,17 @@ fn elf(machine: u16, code: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CODE_AT, forbidden_call_program, program};
+    use super::{CODE_AT, forbidden_call_program, program, timer_program};
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
     #[test]
-    fn they_die_by_a_real_fault_and_a_real_filter() {
-        for (bytes, signal) in [(program(), 11), (forbidden_call_program(), 31)] {
+    fn they_die_by_a_real_fault_filter_and_timer() {
+        for (bytes, signal) in [(program(), 11), (forbidden_call_program(), 31), (timer_program(14), 14)] {
             let Some(bytes) = bytes else { continue };
-            assert!(bytes.len() as u64 > CODE_AT && bytes.len() < 256);
+            assert!(bytes.len() as u64 > CODE_AT && bytes.len() < 320);
             assert_eq!(signal_of(&bytes), Some(signal));
         }
     }

@@ -3,7 +3,7 @@
 use super::scenario::{Caused, Scenario};
 use super::stage::{Pids, Stage};
 use crate::error::Error;
-use crate::inject::Fault;
+use crate::inject::{Fault, crash};
 
 const STOPPED: &[&str] = &["stopped", "stopped-by-signal"];
 const ENDING: &str = "signals that end a process";
@@ -92,7 +92,19 @@ pub const ALL: &[Scenario] = &[
     master("master-aborts-then-kills-its-worker", |stage| {
         by_master(stage, "kill -STOP $w; kill -ABRT $w; sleep 0.2; kill -KILL $w")
     }),
+    of_kernel("sigio-of-its-own-pipe", |stage| by_pipe(stage, 0)),
+    of_kernel("chosen-signal-of-its-own-pipe", |stage| by_pipe(stage, REAL_TIME)),
+    of_kernel("alarm-of-its-own-timer", |stage| by_timer(stage, ALARM)),
+    of_kernel("real-time-signal-of-its-own-timer", |stage| by_timer(stage, REAL_TIME)),
+    renamed("killed-by-a-container-called-runc", |stage| by_other_container(stage, "runc")),
+    renamed("killed-by-a-container-called-earlyoom", |stage| by_other_container(stage, "earlyoom")),
+    renamed("killed-by-a-session-called-runc", |stage| by_session(stage, "runc")),
+    renamed("killed-by-a-session-called-earlyoom", |stage| by_session(stage, "earlyoom")),
 ];
+
+/// What `kill` calls SIGALRM, and a signal that only programs give a meaning.
+const ALARM: u8 = 14;
+const REAL_TIME: u8 = 40;
 
 const HANG_UP: &str = "trap 'kill $c; exit 129' HUP; sleep 30 & c=$!; wait";
 
@@ -102,6 +114,20 @@ const fn oom_daemon(name: &'static str, cause: super::scenario::Cause) -> Scenar
 
 const fn master(name: &'static str, cause: super::scenario::Cause) -> Scenario {
     Scenario { never: &["the fault is its own"], ..Scenario::new(name, MASTER, cause, &["killed-by-own-process"]) }
+}
+
+/// The kernel sends a signal that the process itself asked for; who runs at that moment has nothing to do with it.
+const fn of_kernel(name: &'static str, cause: super::scenario::Cause) -> Scenario {
+    Scenario {
+        says: &["sent by the kernel, because"],
+        never: &["was running", "bash", "busy"],
+        ..Scenario::new(name, "signals a process asked for", cause, &["exited-with-error"])
+    }
+}
+
+/// Somebody who bears the name of a runtime or an OOM daemon, and is none.
+const fn renamed(name: &'static str, cause: super::scenario::Cause) -> Scenario {
+    Scenario::new(name, "a name that anybody can take", cause, &["killed-from-outside"])
 }
 
 /// The runtime sends a signal, and the container ends.
@@ -170,6 +196,42 @@ fn by_sibling(stage: &mut Stage) -> Result<Caused, Error> {
 /// What `nginx -s stop` does: a process of the container asks the first one to end.
 fn stopped_inside(stage: &mut Stage) -> Result<Caused, Error> {
     inside(stage, &format!("(sleep 0.3; kill -TERM 1) & {OBEY}"))
+}
+
+/// A process of the host writes into a pipe, of which the container's first process asked to be told by a signal.
+fn by_pipe(stage: &mut Stage, signal: u8) -> Result<Caused, Error> {
+    let name = format!("asynchronous-reader-{signal}");
+    let program = stage.program(&name, crash::asynchronous_reader_program(signal))?;
+    let pipe = format!("{program}.pipe");
+    let cgroups = stage.cgroups(None)?;
+    stage.host("bash", None, &format!("mkfifo {pipe}"))?;
+    let mut actor = stage.start(&cgroups, Pids::Shared, &format!("exec {program} {pipe}"))?;
+    actor.await_pause()?;
+    stage.host("bash", None, &format!("echo >{pipe}"))?;
+    actor.wait_end()?;
+    Ok(cgroups.caused(&[&actor]))
+}
+
+/// A timer of the container's first process runs out while others keep every core busy.
+fn by_timer(stage: &mut Stage, signal: u8) -> Result<Caused, Error> {
+    let program = stage.program(&format!("timer-{signal}"), crash::timer_program(signal))?;
+    let cgroups = stage.cgroups(None)?;
+    let mut actor = stage.start(&cgroups, Pids::Shared, &format!("exec {program}"))?;
+    let busy = "for i in $(nproc) 1; do timeout 1 sh -c 'while :; do :; done' & done; wait";
+    stage.host("busy", None, busy)?;
+    actor.wait_end()?;
+    Ok(cgroups.caused(&[&actor]))
+}
+
+/// A process of another pod's container kills it, as one may whose pod has the host's pid namespace.
+fn by_other_container(stage: &mut Stage, comm: &str) -> Result<Caused, Error> {
+    let other = stage.name().path();
+    signalled(stage, Pids::Own, "exec sleep 30", comm, Some(&other), |pid| format!("kill -KILL {pid}"))
+}
+
+fn by_session(stage: &mut Stage, comm: &str) -> Result<Caused, Error> {
+    let session = Some("user.slice/user-1000.slice/session-3.scope");
+    signalled(stage, Pids::Own, "exec sleep 30", comm, session, |pid| format!("kill -KILL {pid}"))
 }
 
 fn ignored_usr1(stage: &mut Stage) -> Result<Caused, Error> {

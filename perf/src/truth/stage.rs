@@ -16,7 +16,7 @@ use crate::error::{Context, Error};
 use crate::inject::cgroup::{Cgroup, Hierarchies, MemoryControl};
 use crate::inject::{Fault, Injection, Injector};
 use crate::kubelet::ContainerName;
-use crate::processes::Process;
+use crate::processes::{Collector, CollectorOptions, Process};
 use crate::random::Random;
 
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -42,6 +42,8 @@ pub struct Stage {
     hierarchies: Hierarchies,
     random: Random,
     folder: TempDir,
+    /// Who watches it, once it was started.
+    collector: Option<Collector>,
 }
 
 /// Whether the first process of a container is pid 1.
@@ -49,8 +51,10 @@ pub struct Stage {
 pub enum Pids {
     /// A namespace of its own.
     Own,
-    /// No: as in a pod that shares its process namespace.
+    /// No: it is the host's, as in a pod with `hostPID`.
     Shared,
+    /// No: it is this process's, as in a pod with `shareProcessNamespace`.
+    Of(u32),
 }
 
 /// A container's cgroups.
@@ -76,7 +80,20 @@ impl Stage {
             .tempdir()
             .context(|| "make a temporary folder".into())?;
         let random = Random::new(boottime_ns() ^ u64::from(std::process::id()) << 20);
-        Ok(Self { injector, program, hierarchies: Hierarchies::find()?, random, folder })
+        Ok(Self { injector, program, hierarchies: Hierarchies::find()?, random, folder, collector: None })
+    }
+
+    /// Starts the collector that watches what is played here.
+    pub fn watch(&mut self, options: &CollectorOptions) -> Result<(), Error> {
+        self.collector = Some(Collector::start(options)?);
+        Ok(())
+    }
+
+    /// Stops the collector and starts it again: what runs then it has to find by itself.
+    pub fn restart_collector(&mut self) -> Result<(), Error> {
+        let collector = self.collector.as_mut().ok_or_else(|| Error::Invalid("nobody watches".into()))?;
+        collector.stop()?;
+        collector.restart()
     }
 
     /// What limits memory here.
@@ -177,12 +194,22 @@ impl Stage {
         Ok(path.display().to_string())
     }
 
+    /// A file that does not exist yet, for which a script may wait.
+    pub fn signpost(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     /// Starts a container whose first process is a shell with this script.
     pub fn start(&self, cgroups: &ContainerCgroups, pids: Pids, script: &str) -> Result<Actor, Error> {
         let launcher: &[&str] = if ignores_interrupts() { &["/usr/bin/env", "--default-signal"] } else { &[] };
+        let holder;
         let shell: &[&str] = match pids {
             Pids::Own => &["/usr/bin/unshare", "--pid", "--fork", "--kill-child", "--", "/bin/sh"],
             Pids::Shared => &["/bin/sh"],
+            Pids::Of(pid) => {
+                holder = pid.to_string();
+                &["/usr/bin/nsenter", "-t", &holder, "-p", "--", "/bin/sh"]
+            }
         };
         let words = [launcher, shell].concat();
         let mut command = Command::new(words[0]);
@@ -213,6 +240,27 @@ impl Stage {
         let join: String =
             [Some(v2), v1].iter().flatten().map(|file| format!("echo 0 >{}; ", file.display())).collect();
         self.host("runc", None, &format!("nsenter -t {} -p sh -c '{join} exec {command}'", actor.pid))
+    }
+
+    /// A session as [`Self::session`] has it that goes on: a shell with this script.
+    pub fn enter(&self, cgroups: &ContainerCgroups, actor: &Actor, script: &str) -> Result<Actor, Error> {
+        let (v2, v1) = cgroups.join_files();
+        let mut command = Command::new("/usr/bin/nsenter");
+        command.args(["-t", &actor.pid.to_string(), "-p", "--", "/bin/sh", "-c", ENTER, "enter"]);
+        command.arg(&v2).arg(v1.unwrap_or_default()).args(["/bin/sh", "-c", script]);
+        let before = fs::read_to_string(&v2).unwrap_or_default();
+        let mut session =
+            Actor { process: Process::spawn("a session", command, self.folder.path().join("session.log"))?, pid: 0 };
+        session.pid = wait_for("a session's process", START_LIMIT, |seen| {
+            seen.clone_from(&fs::read_to_string(&v2).unwrap_or_default());
+            let new = seen.lines().filter(|pid| !before.lines().any(|known| known == *pid));
+            let is_session = |pid: &u32| {
+                let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                line.contains(script) && !line.contains("shift 2")
+            };
+            Ok(new.filter_map(|pid| pid.parse::<u32>().ok()).find(is_session))
+        })?;
+        Ok(session)
     }
 
     /// Plays a script to its end.
@@ -333,6 +381,15 @@ impl Actor {
             let comms = pids.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
             *seen = comms.collect();
             Ok(seen.lines().any(|comm| comm == "sleep").then_some(()))
+        })
+    }
+
+    /// Waits until its first process waits in pause(2): what it set up before is there then.
+    pub fn await_pause(&self) -> Result<(), Error> {
+        let file = format!("/proc/{}/syscall", self.pid);
+        wait_for("a container that waits for a signal", START_LIMIT, |seen| {
+            seen.clone_from(&fs::read_to_string(&file).unwrap_or_default());
+            Ok(seen.starts_with("34 ").then_some(()))
         })
     }
 
