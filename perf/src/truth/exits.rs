@@ -1,12 +1,13 @@
 //! Deaths of a container's own making, and ends that are no death of it.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use super::scenario::{Caused, Scenario};
 use super::stage::{Pids, Stage};
 use crate::clock::pause;
-use crate::error::Error;
+use crate::error::{Context, Error};
 use crate::inject::cgroup::Cgroup;
 use crate::inject::{Fault, crash};
 
@@ -72,6 +73,14 @@ pub const ALL: &[Scenario] = &[
         names_pod: true,
         ..Scenario::new("docker-in-docker", "docker in docker", docker_in_docker, &["exited-with-error"])
     },
+    after_restart(
+        "exits-1-after-a-restart-own-pid-namespace",
+        |stage| ends_later(stage, &|_| Pids::Own, "exit 1"),
+        ERROR,
+    ),
+    after_restart("exits-1-after-a-restart-host-pid", |stage| ends_later(stage, &|_| Pids::Shared, "exit 1"), ERROR),
+    after_restart("exits-1-after-a-restart-shared-pids", |stage| ends_later(stage, &Pids::Of, "exit 1"), ERROR),
+    after_restart("oom-after-a-restart-shared-pids", oom_later, &["memory-limit-kill"]),
     silent("pid-namespace-torn-down", |stage| script(stage, "sleep 30 & sleep 0.2; exit 0")),
     silent("inner-pid-namespace-fails-four-times", |stage| {
         script(stage, "for i in 1 2 3 4; do unshare -fp sh -c 'sleep 0.1; exit 1'; done; sleep 0.5; exit 0")
@@ -112,6 +121,44 @@ const fn silent(name: &'static str, cause: super::scenario::Cause) -> Scenario {
             &["stopped", "stopped-by-signal", "stopped-from-outside"],
         )
     }
+}
+
+const fn after_restart(name: &'static str, cause: super::scenario::Cause, right: &'static [&'static str]) -> Scenario {
+    Scenario { never: &["code 3"], ..Scenario::new(name, "the collector was restarted", cause, right) }
+}
+
+/// The collector is restarted while a container runs whose first process has a child, an orphan and a session beside it. The session
+/// fails, and then the first process ends.
+fn ends_later(stage: &mut Stage, pids: &dyn Fn(u32) -> Pids, end: &str) -> Result<Caused, Error> {
+    let name = stage.name();
+    let other = stage.sibling(&name);
+    let sandbox = stage.cgroups_at(other.clone(), &other.path(), &other.path(), None)?;
+    let cgroups = stage.cgroups_at(name.clone(), &name.path(), &name.path(), Some(32))?;
+    let pause = stage.start(&sandbox, Pids::Own, "exec sleep 60")?;
+    let [session_ends, first_ends] =
+        ["session", "first"].map(|who| stage.signpost(&format!("{who}-{}", name.container_id)));
+    let until = |file: &Path| format!("until [ -e {} ]; do sleep 0.05; done", file.display());
+    // The inner shell ends at once: what it started then has a parent outside of the container, but in a namespace of its own.
+    let children = "sleep 60 & orphan=$(sh -c 'sleep 60 >/dev/null & echo $!')";
+    let script = format!("{children}; {}; kill $! $orphan; {end}", until(&first_ends));
+    let mut actor = stage.start(&cgroups, pids(pause.pid), &script)?;
+    actor.await_sleep()?;
+    let mut session = stage.enter(&cgroups, &actor, &format!("{}; exit 3", until(&session_ends)))?;
+    stage.restart_collector()?;
+    for (file, who) in [(session_ends, &mut session), (first_ends, &mut actor)] {
+        fs::write(&file, "").context(|| format!("write {}", file.display()))?;
+        who.wait_end()?;
+    }
+    drop(pause);
+    let mut caused = cgroups.caused(&[&actor]);
+    // The sandbox is of the same pod: only the container is judged.
+    caused.pod_uids.clear();
+    Ok(caused)
+}
+
+fn oom_later(stage: &mut Stage) -> Result<Caused, Error> {
+    let end = format!("exec {}", stage.eat(32));
+    ends_later(stage, &Pids::Of, &end)
 }
 
 fn script(stage: &mut Stage, script: &str) -> Result<Caused, Error> {

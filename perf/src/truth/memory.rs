@@ -75,6 +75,19 @@ pub const ALL: &[Scenario] = &[
         ..Scenario::new("tmpfs-fills-the-limit", "what filled the limit", tmpfs, &["memory-limit-kill"])
     },
     Scenario {
+        // The machine in which version 2 is caused has no disk: its files are in a tmpfs.
+        only_where: Some(MemoryControl::V1),
+        says: &["page cache filled it"],
+        never: &["leak", "tmpfs"],
+        ..Scenario::new("page-cache-fills-the-limit", "what filled the limit", page_cache, &["memory-limit-kill"])
+    },
+    Scenario {
+        says: &["its own memory filled it"],
+        never: &["tmpfs", "page cache filled"],
+        ..Scenario::new("anonymous-memory-fills-the-limit", "what filled the limit", own_memory, &["memory-limit-kill"])
+    },
+    Scenario::new("oom-beside-a-shared-pause", "first process is not pid 1", beside_pause, &["memory-limit-kill"]),
+    Scenario {
         only_where: Some(MemoryControl::V1),
         ..Scenario::new("oom-v2-path-of-the-runtime", "hierarchies disagree", hybrid, &["memory-limit-kill"])
     },
@@ -191,6 +204,40 @@ fn tmpfs(stage: &mut Stage) -> Result<Caused, Error> {
     let fill = "mount -t tmpfs -o size=50m none /mnt && dd if=/dev/zero of=/mnt/a bs=1M count=48 2>/dev/null";
     let script = format!("sleep 0.2; exec unshare -m sh -c '{fill}; exec {}'", stage.eat(LIMIT_MIB));
     stage.play_out(&cgroups, Pids::Own, &script)
+}
+
+/// A child holds a file's pages in memory, so that the kernel cannot take them back; the first process then wants the same again.
+fn page_cache(stage: &mut Stage) -> Result<Caused, Error> {
+    let program = stage.program("file-locking", crash::file_locking_program())?;
+    let cgroups = stage.cgroups(Some(2 * LIMIT_MIB))?;
+    // Where files are on a disk: the temporary folder may be a tmpfs. It outlives the container, as its pages then do.
+    let file = tempfile::Builder::new().prefix("tapio-perf-truth-").tempfile_in("/var/tmp");
+    let file = file.context(|| "make a file in /var/tmp".into())?;
+    let path = file.path().display();
+    let fill = format!("head -c 50331648 /dev/zero >{path}; sync {path}");
+    let lock = format!("(echo -1000 >/proc/self/oom_score_adj; exec {program} {path}) & sleep 0.5");
+    stage.play_out(&cgroups, Pids::Own, &format!("{fill}; {lock}; exec {}", stage.eat(2 * LIMIT_MIB)))
+}
+
+fn own_memory(stage: &mut Stage) -> Result<Caused, Error> {
+    let cgroups = stage.cgroups(Some(2 * LIMIT_MIB))?;
+    stage.play_out(&cgroups, Pids::Own, &format!("sleep 0.2; exec {}", stage.eat(2 * LIMIT_MIB)))
+}
+
+/// A pod that shares its pid namespace: its sandbox is pid 1 of it, and the container joins.
+fn beside_pause(stage: &mut Stage) -> Result<Caused, Error> {
+    let name = stage.name();
+    let other = stage.sibling(&name);
+    let sandbox = stage.cgroups_at(other.clone(), &other.path(), &other.path(), None)?;
+    let victim = stage.cgroups_at(name.clone(), &name.path(), &name.path(), Some(LIMIT_MIB))?;
+    let pause = stage.start(&sandbox, Pids::Own, "exec sleep 30")?;
+    let script = format!("sleep 0.2; exec {}", stage.eat(LIMIT_MIB));
+    let played = stage.play_out(&victim, Pids::Of(pause.pid), &script);
+    drop(pause);
+    let mut caused = played?;
+    // The sandbox is of the same pod: only the victim is judged.
+    caused.pod_uids.clear();
+    Ok(caused)
 }
 
 fn pod_limit(stage: &mut Stage) -> Result<Caused, Error> {

@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::inject::{Fault, InjectOptions, Injector};
 use crate::interrupt;
 use crate::processes::collector::Feed;
-use crate::processes::{Collector, CollectorOptions, Server, ServerOptions, bin_dir, binary};
+use crate::processes::{CollectorOptions, Server, ServerOptions, bin_dir, binary};
 
 /// The limit of the injector's containers.
 const MEMORY_BYTES: u64 = 32 << 20;
@@ -93,7 +93,7 @@ pub fn run(options: &TruthOptions) -> Result<Report, Error> {
     let inject = InjectOptions { memory_bytes: MEMORY_BYTES, keep: KEEP, program: program.clone() };
     let mut stage = Stage::new(Injector::new(inject)?, program)?;
     let server = Server::start(&ServerOptions { bin_dir: options.bin_dir.clone(), ..ServerOptions::default() })?;
-    let _collector = Collector::start(&CollectorOptions {
+    stage.watch(&CollectorOptions {
         bin_dir: options.bin_dir.clone(),
         node: "truth".into(),
         server: server.address(),
