@@ -1,6 +1,6 @@
 //! Pods that are gone, and by whose hand.
 
-use crate::correlate_node::{Machine, Node, Process, SECOND, SIGTERM, findings_of};
+use crate::correlate_node::{Machine, Node, Process, SECOND, SIGTERM, findings_of, patterns_of};
 use tapio_wire::event::EntityId;
 
 /// Deleted through the API, and stopped by kubelet for it.
@@ -211,6 +211,20 @@ fn pods_leaving_a_cordoned_node_are_one_probable_drain() {
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!((found[0].pattern.as_str(), found[0].count), ("drained", 3));
     assert!(found[0].confidence < 0.8, "the deletion may have another reason");
+}
+
+#[test]
+fn a_failed_hook_is_told_beside_the_deletion() {
+    let mut node = Node::new("n1");
+    let container = node.kube_container("Deployment/web", "shop/web-1", "c1");
+    let pod = node.kube_pod("Deployment/web", "shop/web-1");
+    delete(&mut node, pod, container, 101, 100 * SECOND);
+    // Kubelet's Event comes after the end, which was taken for a part of the deletion until then.
+    node.kube_event(104 * SECOND, pod, "FailedPreStopHook", "Exec lifecycle hook ([false]) failed");
+    node.lethal(105 * SECOND);
+    let mut found = patterns_of(&node);
+    found.sort();
+    assert_eq!(found, ["pod-deleted", "pre-stop-failed"]);
 }
 
 /// `pods` pods with a container each, evicted through the API one after the other.

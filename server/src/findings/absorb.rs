@@ -2,8 +2,8 @@
 //!
 //! What enters: every finding that is to be published, with the histories its anchor belongs to. What leaves: what to publish and
 //! what to withdraw instead. What must hold: a finding that another explains is not listed by itself, it is published with its
-//! root. When a root is withdrawn, its consequences stand by themselves again; so does a state that outlives its root. A chain is no longer than `depth_max`; everything
-//! is bounded.
+//! root. When a root is withdrawn, its consequences stand by themselves again. So does a state that outlives its root, and a finding
+//! that has come to say what its root does not explain. A chain is no longer than `depth_max`; everything is bounded.
 
 use std::collections::VecDeque;
 
@@ -70,6 +70,7 @@ impl Absorber {
         let mut actions = Vec::new();
         let entry = || Entry { finding: Finding::default(), anchor: 0, parent: None, children: Vec::new() };
         let known = self.entries.entry(id, entry);
+        let is_otherwise = known.finding.pattern != finding.pattern;
         known.finding = finding;
         known.anchor = pattern.anchor_step().number;
         for &key in keys {
@@ -81,8 +82,9 @@ impl Absorber {
                 list.push_back(id);
             }
         }
-        // What goes on after its root was over has another reason by now.
-        if let Some(root) = self.parent(id).filter(|root| self.outlives(*root, id)) {
+        // What goes on after its root was over has another reason by now; so may have what is explained in another way than before.
+        let is_free = |root: &Id| self.outlives(*root, id) || is_otherwise && !self.absorbs(patterns, *root, pattern);
+        if let Some(root) = self.parent(id).filter(is_free) {
             if let Some(entry) = self.entries.get_mut(&root) {
                 entry.children.retain(|child| *child != id);
             }
@@ -185,6 +187,15 @@ impl Absorber {
             }
         }
         None
+    }
+
+    /// Whether the pattern of a finding takes those of another for its consequences.
+    fn absorbs(&self, patterns: &PatternSet, root: Id, pattern: &Pattern) -> bool {
+        let is_it = |entry: &Entry| {
+            let mut roots = pattern.absorbed_by.iter().map(|(place, _)| &patterns.patterns()[*place].id);
+            roots.any(|known| *known == entry.finding.pattern)
+        };
+        self.entries.get(&root).is_some_and(is_it)
     }
 
     /// Whether the times fit, there is room, and no circle comes about.
