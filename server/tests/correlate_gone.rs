@@ -227,6 +227,19 @@ fn a_failed_hook_is_told_beside_the_deletion() {
     assert_eq!(found, ["pod-deleted", "pre-stop-failed"]);
 }
 
+#[test]
+fn what_is_deleted_after_an_uncordon_was_not_drained() {
+    let mut node = Node::new("n1");
+    node.node_condition(90 * SECOND, "Schedulable", 0);
+    node.node_condition(95 * SECOND, "Schedulable", 1);
+    let container = node.kube_container("Deployment/web", "shop/web-1", "c1");
+    let pod = node.kube_pod("Deployment/web", "shop/web-1");
+    delete(&mut node, pod, container, 101, 100 * SECOND);
+    let found = findings_of(&node);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].pattern, "pod-deleted", "{found:#?}");
+}
+
 /// `pods` pods with a container each, evicted through the API one after the other.
 fn evict(node: &mut Node, pods: u32, workload: &str) {
     for number in 1..=pods {
@@ -234,10 +247,13 @@ fn evict(node: &mut Node, pods: u32, workload: &str) {
         let at = (100 + u64::from(number)) * SECOND;
         let container = node.kube_container(workload, &name, &format!("c{number}"));
         let pod = node.kube_pod(workload, &name);
-        // The API server writes the condition first, and deletes then.
-        for is_deleting in [false, true] {
+        // The API server writes the condition first, and deletes then; the last report has it as well.
+        let mut says = |at: u64, is_deleting: bool| {
             node.pod_says(at, pod, ["EvictionByEvictionAPI", "Eviction API: evicting"], is_deleting);
-        }
+        };
+        says(at, false);
+        says(at, true);
+        says(at + 2 * SECOND, true);
         node.stop(container, at + SECOND);
     }
 }
@@ -245,12 +261,21 @@ fn evict(node: &mut Node, pods: u32, workload: &str) {
 #[test]
 fn pods_evicted_from_a_cordoned_node_are_one_drain() {
     let mut node = Node::new("n1");
-    node.node_condition(90 * SECOND, "Schedulable", 0);
+    // Cordoned before, and not for the drain that comes.
+    for (at, status) in [(60, 0), (80, 1), (90, 0)] {
+        node.node_condition(at * SECOND, "Schedulable", status);
+    }
     evict(&mut node, 3, "Deployment/web");
+    // One goes as it would by an API server that says no more of it.
+    let container = node.kube_container("Deployment/old", "shop/old-1", "c9");
+    let pod = node.kube_pod("Deployment/old", "shop/old-1");
+    delete(&mut node, pod, container, 109, 110 * SECOND);
     // It takes pods again when that is over.
     node.node_condition(600 * SECOND, "Schedulable", 1);
     node.lethal(600 * SECOND);
-    let found = findings_of(&node);
+    let mut found = findings_of(&node);
+    let probable = found.iter().position(|one| one.pattern == "drained").expect("of the old one");
+    assert_eq!(found.remove(probable).count, 1);
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!((found[0].pattern.as_str(), found[0].count), ("evicted-by-drain", 3), "{found:#?}");
     assert!(found[0].title.contains("node n1 is drained: 3 of its pods"), "{}", found[0].title);

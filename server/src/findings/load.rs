@@ -199,6 +199,10 @@ fn check(file: &PatternFile) -> Result<(), Wrong> {
     Ok(())
 }
 
+fn step_named(steps: &[StepFile], name: &str) -> Option<usize> {
+    steps.iter().position(|step| *step.name == name)
+}
+
 /// Checks what a step says of itself.
 fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wrong> {
     let step = &file.steps[index];
@@ -227,6 +231,14 @@ fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wro
     if step.apart.is_some() && !(step.absent && index < anchor) {
         return refuse("`apart` is for a step that must be absent before the anchor");
     }
+    if let Some(after) = &step.after {
+        let other = step_named(&file.steps, after).filter(|other| *other < anchor && !file.steps[*other].absent);
+        if !(step.absent && index < anchor) || other.is_none() {
+            return refuse(
+                "`after` is for a step that must be absent before the anchor, and names one that is there before it",
+            );
+        }
+    }
     Ok(())
 }
 
@@ -246,15 +258,11 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     check(&file)?;
     let kinds = file.steps.iter().map(|step| kind_of(&step.clue)).collect::<Result<Vec<_>, Wrong>>()?;
     let resolve = |name: &str, field: &str| -> Result<(usize, Field), String> {
-        let index = file
-            .steps
-            .iter()
-            .position(|step| *step.name == name)
-            .ok_or_else(|| format!("there is no step called {name}"))?;
+        let index = step_named(&file.steps, name).ok_or_else(|| format!("there is no step called {name}"))?;
         let found = Field::of_kind(field, kinds[index]).ok_or_else(|| no_field(name, field, kinds[index]))?;
         Ok((index, found))
     };
-    let Some(anchor) = file.steps.iter().position(|step| *step.name == *file.anchor) else {
+    let Some(anchor) = step_named(&file.steps, &file.anchor) else {
         return wrong(file.anchor.place(), format!("the anchor {} is no step", *file.anchor));
     };
     let sentence = |text: &Placed<String>| -> Result<Template, Wrong> {
@@ -274,14 +282,9 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     let mut steps = Vec::with_capacity(file.steps.len());
     for (index, step) in file.steps.iter().enumerate() {
         check_step(&file, index, anchor)?;
-        steps.push(compile_step(
-            step,
-            kinds[index],
-            index,
-            anchor,
-            &resolve,
-            file.confidence.minus.get(&*step.name).map(|minus| **minus),
-        )?);
+        let minus = file.confidence.minus.get(&*step.name).map(|minus| **minus);
+        let compiled = compile_step(step, kinds[index], index, anchor, &resolve, minus)?;
+        steps.push(Step { after: step.after.as_ref().and_then(|name| step_named(&file.steps, name)), ..compiled });
     }
     let one_of = one_of(&file)?;
     let ends = file.ends.iter().flat_map(|ends| ends.iter()).map(compile_end).collect::<Result<Vec<_>, Wrong>>()?;
@@ -350,6 +353,7 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
         within_ns: None,
         after_at_least_ns: 0,
         apart_ns: 0,
+        after: None,
         slack_ns: 0,
         count_min: 1,
         is_counted: false,
@@ -420,6 +424,7 @@ fn compile_step(
         count_min: step.count.as_ref().map_or(1, |count| count.min.max(1)),
         optional: step.optional,
         absent: step.absent,
+        after: None,
         minus: minus.unwrap_or(0.0),
     })
 }

@@ -235,7 +235,8 @@ impl<'a> Search<'a> {
         steps.filter(|(_, step)| step.absent && self.history.present().contains(step.number)).any(|(index, step)| {
             let reach = step.within_ns.unwrap_or(self.pattern.window_ns);
             let (from, to) = if index < anchor {
-                (anchor_at.saturating_sub(reach), anchor_at.saturating_add(step.slack_ns))
+                let after = step.after.and_then(|other| self.bound[other]).map_or(0, |noted| self.time(noted));
+                (anchor_at.saturating_sub(reach).max(after), anchor_at.saturating_add(step.slack_ns))
             } else {
                 (anchor_at.saturating_sub(step.slack_ns), anchor_at.saturating_add(reach))
             };

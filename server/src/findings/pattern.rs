@@ -1,14 +1,13 @@
 //! Patterns, checked and ready to be matched.
 //!
-//! What must hold: every step, field and place of a pattern in a [`PatternSet`] exists. Steps of all patterns together are at
-//! most [`STEPS_MAX`], so that what a clue may be fits into a [`StepMask`].
+//! What must hold: every step, field and place of a pattern in a [`PatternSet`] exists; all steps fit into a [`StepMask`].
 
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use super::field::{Field, Value};
 use tapio_wire::program::yaml::TextPosition;
 
+use super::field::{Field, Value};
 use super::load::{OwnPattern, PatternError};
 use super::schema::{Scalar, Scope, Severity};
 use super::template::Template;
@@ -16,7 +15,6 @@ use crate::correlate::clue::{About, Burst, Clue, ClueDetail, ClueKind, ClueKinds
 
 /// Steps of all patterns together.
 pub const STEPS_MAX: usize = 512;
-
 /// Steps of one pattern.
 pub const PATTERN_STEPS_MAX: usize = 10;
 
@@ -119,7 +117,6 @@ pub struct Same {
     pub is_own: bool,
 }
 
-/// One step.
 #[derive(Debug)]
 pub struct Step {
     pub name: String,
@@ -131,6 +128,7 @@ pub struct Step {
     pub within_ns: Option<u64>,
     pub after_at_least_ns: u64,
     pub apart_ns: u64,
+    pub after: Option<usize>,
     pub slack_ns: u64,
     pub count_min: u32,
     /// All of its clues are gathered, not only the nearest.

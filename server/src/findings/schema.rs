@@ -123,6 +123,8 @@ pub struct StepFile {
     pub after_at_least: Option<Time>,
     /// With an absent step before the anchor: an event this close to the next step that was found, before or after it, does not count.
     pub apart: Option<Time>,
+    /// With an absent step before the anchor: only an event after that step counts.
+    pub after: Option<Placed<String>>,
     /// How much earlier than the step before it this step may be stamped.
     pub slack: Option<Time>,
     pub count: Option<CountFile>,
