@@ -191,6 +191,13 @@ impl Directory {
         changed
     }
 
+    /// The uid of a pod by its name: of the present one where others had the name before.
+    pub fn uid_of(&self, namespace: &str, name: &str) -> Option<Arc<str>> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let named = tables.pods.values().filter(|pod| (&*pod.names.namespace, &*pod.names.name) == (namespace, name));
+        named.min_by_key(|pod| (pod.is_gone, std::cmp::Reverse(pod.version))).map(|pod| Arc::clone(&pod.names.uid))
+    }
+
     /// Notes that a pod's object is gone; its names are remembered for a while.
     pub fn pod_gone(&self, pod: EntityId, now: Instant) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);

@@ -16,14 +16,21 @@ use super::services::{CoreEndpointsOf, ServiceTable, Services, Slices};
 use super::waiting::{self, Waiting};
 use super::watch::{Context, Follower, follow};
 use super::workloads::{ReplicaSets, WorkloadKind, Workloads};
+use crate::intake::identity::directory::Directory;
 use crate::settings::config::K8sSection;
 
 /// How long until a resource is asked for again that was not there.
 pub const ABSENT_PAUSE: Duration = Duration::from_secs(600);
 
 /// Watches everything. `since_ns`: what is a moment and not a state, and was before, was reported by the leader before. `nodes` is
-/// kept at the number of nodes.
-pub async fn watch(context: &Context, since_ns: u64, section: &K8sSection, nodes: &Arc<AtomicU64>) {
+/// kept at the number of nodes; `directory` knows the pods of this node.
+pub async fn watch(
+    context: &Context,
+    since_ns: u64,
+    section: &K8sSection,
+    nodes: &Arc<AtomicU64>,
+    directory: &Arc<Directory>,
+) {
     let excludes_system = section.exclude_system_namespaces;
     let uses = Arc::new(Mutex::new(Uses::default()));
     let services = Arc::new(Mutex::new(ServiceTable::default()));
@@ -45,7 +52,8 @@ pub async fn watch(context: &Context, since_ns: u64, section: &K8sSection, nodes
     let node = || Arc::clone(&context.node);
     futures::join!(
         always(context, Resource::new("events", "/api/v1/events"), || {
-            Events::new(node(), replica_sets.clone(), claims.clone(), since_ns, excludes_system)
+            let known = (Arc::clone(directory), replica_sets.clone(), claims.clone());
+            Events::new(node(), known, since_ns, excludes_system)
         }),
         always(context, waiting::without_node(), || {
             Waiting::new(excludes_system, section.stuck_after, claims.clone())

@@ -19,6 +19,7 @@ use super::report::{Subject, WatchReport};
 use super::watch::{Follower, digest};
 use super::workloads::ReplicaSets;
 use crate::base::clock::realtime_ns;
+use crate::intake::identity::directory::Directory;
 
 /// How far clocks of different nodes may be apart for an Event still to be taken for new.
 const SKEW_NS: u64 = 5_000_000_000;
@@ -31,6 +32,7 @@ const LATE_NS: u64 = 30_000_000_000;
 /// Kubernetes Events.
 pub struct Events {
     node: Arc<str>,
+    directory: Arc<Directory>,
     replica_sets: ReplicaSets,
     claims: KnownClaims,
     since_ns: u64,
@@ -38,15 +40,15 @@ pub struct Events {
 }
 
 impl Events {
-    /// Reports Events after `since_ns`. An Event about a ReplicaSet gets its Deployment as subject; `claims` learns what is said of them.
+    /// Reports Events after `since_ns`. An Event about a ReplicaSet gets its Deployment as subject. One without a uid gets the pod of
+    /// its name, where that is of this node. The claims learn what is said of them.
     pub fn new(
         node: Arc<str>,
-        replica_sets: ReplicaSets,
-        claims: KnownClaims,
+        (directory, replica_sets, claims): (Arc<Directory>, ReplicaSets, KnownClaims),
         since_ns: u64,
         excludes_system: bool,
     ) -> Self {
-        Self { node, replica_sets, claims, since_ns: since_ns.saturating_sub(SKEW_NS), excludes_system }
+        Self { node, directory, replica_sets, claims, since_ns: since_ns.saturating_sub(SKEW_NS), excludes_system }
     }
 }
 
@@ -108,6 +110,11 @@ impl Follower for Events {
         }
         let owner = match &*about.kind {
             "ReplicaSet" => self.replica_sets.owner(&about.namespace, &about.name),
+            // The controller that evicts pods for a taint names none.
+            "Pod" if about.uid.is_empty() => {
+                let uid = self.directory.uid_of(&about.namespace, &about.name);
+                uid.and_then(|uid| Subject::of("Pod", &about.namespace, &about.name, &uid))
+            }
             _ => None,
         };
         let subject = owner.or_else(|| Subject::of(&about.kind, &about.namespace, &about.name, &about.uid));
@@ -445,26 +452,43 @@ impl Follower for Claims {
 mod tests {
     use super::*;
     use crate::base::clock::boottime_ns;
+    use crate::intake::identity::directory::PodNames;
+    use crate::source::kube::pods::pod_entity;
 
-    fn said(seconds_ago: u64) -> WatchReport {
+    /// The report of an Event of so long ago about a pod that the directory knows, by a uid or without.
+    fn said(seconds_ago: u64, uid: &str) -> WatchReport {
         let at = k8s_openapi::jiff::Timestamp::now() - Duration::from_secs(seconds_ago);
         let event = serde_json::json!({
-            "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "web-1", "uid": "u1"},
+            "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "web-1", "uid": uid},
             "reason": "Unhealthy", "message": "Liveness probe failed", "type": "Warning", "count": 1,
             "lastTimestamp": at.to_string(),
         });
         let event: objects::Event = serde_json::from_value(event).expect("an Event");
-        let mut events = Events::new("node".into(), ReplicaSets::default(), KnownClaims::default(), 0, false);
+        let (directory, now) = (Arc::new(Directory::default()), Instant::now());
+        for uid in ["u0", "u1"] {
+            let [uid, namespace, name] = [uid, "shop", "web-1"].map(Arc::from);
+            directory.update(PodNames { uid, namespace, name, owner: None, addresses: Vec::new() }, Vec::new(), now);
+            directory.pod_gone(pod_entity("u0"), now);
+        }
+        let known = (directory, ReplicaSets::default(), KnownClaims::default());
+        let mut events = Events::new("node".into(), known, 0, false);
         let mut reports = Vec::new();
         events.seen(&event, None, true, &mut reports);
         reports.pop().expect("it is reported")
     }
 
     #[test]
+    fn events_without_a_uid_find_their_pod_by_name() {
+        for uid in ["u1", ""] {
+            assert_eq!(said(5, uid).subject.id(), pod_entity("u1"), "{uid}");
+        }
+    }
+
+    #[test]
     fn an_event_after_an_outage_keeps_its_own_time() {
         let now_ns = boottime_ns();
-        assert!(said(5).time_ns >= now_ns, "an Event of just now");
-        let late_ns = boottime_ns().saturating_sub(said(600).time_ns);
+        assert!(said(5, "u1").time_ns >= now_ns, "an Event of just now");
+        let late_ns = boottime_ns().saturating_sub(said(600, "u1").time_ns);
         assert!((599_000_000_000..610_000_000_000).contains(&late_ns), "{late_ns}");
     }
 }

@@ -211,7 +211,7 @@ impl KubeSource {
             self.state.is_leader.store(true, Ordering::Relaxed);
             tokio::select! {
                 () = Metered::new(
-                    cluster::watch(context, term.since_ns, &self.section, nodes),
+                    cluster::watch(context, term.since_ns, &self.section, nodes, &self.directory),
                     Arc::clone(&self.state.cluster_cpu_ns),
                 ) => {}
                 _ = elected.wait_for(Option::is_none) => {}

@@ -79,7 +79,7 @@ type Make = Box<dyn FnOnce(&mut Batch) -> Detail + Send>;
 
 /// One observation; without a detail only a description.
 pub struct WatchReport {
-    subject: Subject,
+    pub(super) subject: Subject,
     pub(super) time_ns: u64,
     make: Option<Make>,
     /// Owner of a pod that the directory does not know.
