@@ -30,6 +30,8 @@ const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("limited", &["pod-limit-kill"], &[]),
     ("debugged", &["memory-limit-kill"], &[]),
     ("nope", &["command-cannot-run"], &[]),
+    ("not-found", &["command-not-found"], &[]),
+    ("not-executable", &["command-not-found"], &[]),
     ("stuck", &["liveness-probe-kill"], &[]),
     ("throttled", &["throttled-into-probe-failure"], &[]),
     ("early", &["memory-limit-kill"], &[]),
@@ -41,8 +43,10 @@ const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("burst-then-idle", &["liveness-probe-kill"], &[]),
 ];
 
-/// A probe that takes a fraction of a second with a core, and seconds with a tenth of one.
-const COUNTS: &str = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+/// An answer that takes a fraction of a second with a core, and seconds with a part of a tenth of one.
+const COUNTS: &str = r#"i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; busybox printf "HTTP/1.0 200 OK\r\n\r\n""#;
+/// Answers each connection by what a script writes.
+const SERVES: &str = "busybox nc -ll -p 8080 -e /bin/sh -c";
 
 /// A process's cgroup of a controller, in the hierarchy that has it.
 fn cgroup(pid: u32, controller: &str) -> PathBuf {
@@ -92,18 +96,20 @@ fn pods() -> Vec<Value> {
     let mut probed = container("probed", "busybox sleep 600");
     probed["livenessProbe"] =
         json!({"exec": {"command": ["/bin/busybox", "false"]}, "periodSeconds": 1, "failureThreshold": 1});
-    // Both are slowed down by their CPU limit; one of them long before its probe times out.
-    let slowed = |name: &str, script: &str, probe: &str, fails_after_s: u32| {
+    // Both are slowed down by their CPU limit; one of them long before its probe times out. Kubelet 1.20 says that it did of probes
+    // over the network only.
+    let slowed = |name: &str, script: &str, fails_after_s: u32| {
         let mut slowed = container(name, script);
         slowed["resources"] = json!({"limits": {"cpu": "100m"}});
         slowed["livenessProbe"] = json!({
-            "exec": {"command": ["/bin/sh", "-c", probe]}, "initialDelaySeconds": fails_after_s, "periodSeconds": 1,
-            "failureThreshold": 1, "timeoutSeconds": 1,
+            "httpGet": {"port": 8080}, "initialDelaySeconds": fails_after_s, "periodSeconds": 1, "failureThreshold": 1,
+            "timeoutSeconds": 1,
         });
         slowed
     };
-    let burst =
-        "end=$(($(busybox date +%s) + 10)); while [ $(busybox date +%s) -lt $end ]; do :; done; busybox sleep 600";
+    let burst = "end=$(($(busybox date +%s) + 10)); while [ $(busybox date +%s) -lt $end ]; do :; done";
+    let burst = format!("{burst}; {SERVES} 'busybox sleep 10'");
+    let throttled = format!("{SERVES} '{COUNTS}' & while :; do :; done");
     let mut nope = container("nope", "");
     nope["command"] = json!(["nope"]);
     let mut limited = pod("limited", "Never", container("holder", HOLDS));
@@ -117,9 +123,12 @@ fn pods() -> Vec<Value> {
         limited,
         pod("debugged", "Never", container("app", "busybox sleep 600")),
         pod("nope", "Never", nope),
+        // The shell is there, and what it should run is not, or is no program.
+        pod("not-found", "Never", container("sh", "nope")),
+        pod("not-executable", "Never", container("sh", "/etc/hosts")),
         pod("stuck", "Always", probed),
-        pod("burst-then-idle", "Never", slowed("app", burst, "busybox sleep 10", 160)),
-        pod("throttled", "Never", slowed("app", "while :; do :; done", COUNTS, 75)),
+        pod("burst-then-idle", "Never", slowed("app", &burst, 160)),
+        pod("throttled", "Never", slowed("app", &throttled, 75)),
         early,
         pod("calm", "Always", container("calm", calm)),
         pod("gone", "Never", container("gone", calm)),
