@@ -97,7 +97,8 @@ impl Lab {
         let found = listed(&self.address, "liveness-probe-kill", of_probed);
         assert_eq!(found["death"]["signal_name"], "SIGKILL", "{found}");
 
-        let found = listed(&self.address, "evicted", |name| name.starts_with(&format!("{}/hoarder", self.ns)));
+        let found =
+            listed(&self.address, "storage-limit-eviction", |name| name.starts_with(&format!("{}/hoarder", self.ns)));
         let (of_namespace, of_pod, ..) = named(&found);
         assert_eq!((&*of_namespace, &*of_pod), (&*self.ns, "hoarder"), "{found}");
     }
@@ -113,12 +114,7 @@ impl Lab {
 
     fn an_eviction_through_the_api_is_archived(&self, namespace: &Namespace) {
         namespace.wait_running("pod/evictee");
-        let path = format!("/api/v1/namespaces/{}/pods/evictee/eviction", self.ns);
-        let evict = |version: &str| {
-            let eviction = json!({"apiVersion": version, "kind": "Eviction", "metadata": {"name": "evictee", "namespace": self.ns}});
-            kubectl_reading(&["create", "--raw", &path, "-f", "-"], &eviction.to_string())
-        };
-        evict("policy/v1").or_else(|_| evict("policy/v1beta1")).expect("evicted");
+        namespace.evict("evictee");
         let of_evictee = |name: &str| name == format!("{}/evictee", self.ns);
         self.wait_archived(of_evictee, &["pod_state", "deleted=true"]);
         self.wait_archived(of_evictee, &["pod_state", "gone=true"]);

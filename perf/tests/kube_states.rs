@@ -1,6 +1,10 @@
-//! On a real Kubernetes node: why pods do not start, as findings that close by themselves when they do; and why they are gone.
+//! On a real Kubernetes node: why pods do not start, why they are gone, and what is wrong with the node itself. Findings of states close
+//! by themselves when the state is over.
 //!
 //! Runs only by `make test-kube`, which starts a node where there is none (see `perf/lab/kube/`).
+
+mod gone;
+mod node;
 
 use std::process::Command;
 
@@ -14,17 +18,25 @@ use crate::kube_node::{
 };
 
 const CALM: &str = "trap 'exit 0' TERM; while :; do busybox sleep 0.2; done";
-/// A pod or workload, and the pattern that says why it does not start, or not stay.
-const EXPECTED: &[(&str, &str)] = &[
-    ("no-image", "image-pull-failed"),
-    ("no-config", "configuration-missing"),
-    ("no-volume", "volume-not-mounted"),
-    ("no-node", "unschedulable"),
-    ("as-root", "user-refused"),
-    ("hooked", "post-start-failed"),
-    ("late", "startup-probe-kill"),
-    ("ends-well", "ends-and-restarts"),
+/// A pod or workload, the pattern that says why it does not start, or not stay, and a part of what is said.
+const EXPECTED: &[(&str, &str, &str)] = &[
+    ("no-image", "image-pull-failed", "registry.invalid"),
+    ("no-config", "configuration-missing", "\"settings\" not found"),
+    ("no-key", "configuration-missing", "couldn't find key colour in ConfigMap"),
+    ("no-secret-key", "configuration-missing", "couldn't find key password in Secret"),
+    ("not-executable", "command-cannot-run", "permission denied"),
+    ("no-volume", "volume-not-mounted", "secret \"key\" not found"),
+    ("no-node", "unschedulable", "Insufficient cpu"),
+    ("as-root", "user-refused", "runAsNonRoot"),
+    ("hooked", "post-start-failed", "Exec lifecycle hook"),
+    ("late", "startup-probe-kill", "Startup probe"),
+    ("ends-well", "ends-and-restarts", "CrashLoopBackOff"),
 ];
+
+/// A ConfigMap or Secret with one key.
+fn made(kind: &str, name: &str, data: &str, key: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, data: {key: "a"}})
+}
 
 fn objects() -> Vec<Value> {
     let mut no_image = container("web", CALM);
@@ -33,6 +45,14 @@ fn objects() -> Vec<Value> {
     no_image["spec"]["replicas"] = json!(2);
     let mut no_config = container("web", CALM);
     no_config["envFrom"] = json!([{"configMapRef": {"name": "settings"}}]);
+    let of_key = |kind: &str, name: &str, key: &str| {
+        let mut web = container("web", CALM);
+        web["env"] = json!([{"name": "A", "valueFrom": {kind: {"name": name, "key": key}}}]);
+        web
+    };
+    // It is in every container, and has no right to be run.
+    let mut not_executable = container("web", CALM);
+    not_executable["command"] = json!(["/etc/hosts"]);
     let mut no_volume = pod("no-volume", "Always", container("web", CALM));
     no_volume["spec"]["volumes"] = json!([{"name": "key", "secret": {"secretName": "key"}}]);
     no_volume["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "key", "mountPath": "/key"}]);
@@ -48,6 +68,11 @@ fn objects() -> Vec<Value> {
     vec![
         no_image,
         deployment("no-config", no_config),
+        made("ConfigMap", "incomplete", "data", "size"),
+        made("Secret", "incomplete", "stringData", "user"),
+        deployment("no-key", of_key("configMapKeyRef", "incomplete", "colour")),
+        deployment("no-secret-key", of_key("secretKeyRef", "incomplete", "password")),
+        deployment("not-executable", not_executable),
         no_volume,
         deployment("no-node", no_node),
         as_root,
@@ -63,12 +88,13 @@ fn is_of(finding: &Value, namespace: &str, owner: &str) -> bool {
     text("namespace") == namespace && of == owner
 }
 
-/// Waits for a finding of a pattern about a pod or workload, and shows it.
-fn await_one(server: &str, namespace: &str, owner: &str, pattern: &str) {
+/// Waits for a finding of a pattern about a pod or workload that says `text`, and shows it.
+fn await_one(server: &str, namespace: &str, owner: &str, pattern: &str, text: &str) {
     let found = await_that(&format!("{pattern} of {owner}"), |seen| {
         let all = findings(server);
-        *seen = all.iter().map(|one| format!("\n{} {}", one["pattern"], one["title"])).collect();
-        all.into_iter().find(|one| one["pattern"] == pattern && is_of(one, namespace, owner))
+        *seen = all.iter().map(|one| format!("\n{} {} {}", one["pattern"], one["title"], one["summary"])).collect();
+        let says = |one: &Value| ["title", "summary"].iter().any(|key| one[*key].as_str().unwrap_or("").contains(text));
+        all.into_iter().find(|one| one["pattern"] == pattern && is_of(one, namespace, owner) && says(one))
     });
     print(server, &found);
 }
@@ -86,6 +112,67 @@ fn await_the_end(server: &str, namespace: &str, owner: &str, pattern: &str) {
     });
 }
 
+/// A webhook that must allow the pods of one namespace, and whose Service has no pods. Dropping takes it away.
+struct Webhook(String);
+
+impl Webhook {
+    fn make(namespace: &Namespace) -> Self {
+        let name = &namespace.0;
+        kubectl(&["label", "namespace", name, &format!("tapio-test={name}")]).expect("labelled");
+        namespace.apply(vec![json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "policy"},
+            "spec": {"selector": {"app": "policy"}, "ports": [{"port": 443}]},
+        })]);
+        let webhook = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+            "metadata": {"name": name},
+            "webhooks": [{
+                "name": "policy.tapio.test", "failurePolicy": "Fail", "timeoutSeconds": 2, "sideEffects": "None",
+                "admissionReviewVersions": ["v1"], "namespaceSelector": {"matchLabels": {"tapio-test": name}},
+                "clientConfig": {"service": {"namespace": name, "name": "policy"}},
+                "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}],
+            }],
+        });
+        kubectl_reading(&["apply", "-f", "-"], &webhook.to_string()).expect("applied");
+        // The API server learns of it a moment later.
+        let probe = pod("probe", "Never", container("web", "true")).to_string();
+        await_that("that the webhook bars", |seen| {
+            let tried = ["-n", name, "create", "--dry-run=server", "-f", "-"];
+            *seen = kubectl_reading(&tried, &probe).err()?;
+            seen.contains("failed calling webhook").then_some(())
+        });
+        Self(name.clone())
+    }
+}
+
+impl Drop for Webhook {
+    fn drop(&mut self) {
+        if let Err(error) = kubectl(&["delete", "validatingwebhookconfiguration", &self.0]) {
+            eprintln!("the webhook {} is left behind: {error}", self.0);
+        }
+    }
+}
+
+/// Makes what was missing, and lets pods in that were refused; what cannot be fixed is deleted.
+fn mend(namespace: &Namespace, refused: [&Namespace; 2]) {
+    namespace.apply(vec![
+        made("ConfigMap", "settings", "data", "a"),
+        made("Secret", "key", "stringData", "a"),
+        made("ConfigMap", "incomplete", "data", "colour"),
+        made("Secret", "incomplete", "stringData", "password"),
+        deployment("not-executable", container("web", CALM)),
+    ]);
+    for name in ["no-image", "no-node", "ends-well"] {
+        kubectl(&["-n", &namespace.0, "delete", "deployment", name, "--wait=false"]).expect("deleted");
+    }
+    kubectl(&["-n", &namespace.0, "delete", "pod", "as-root", "--wait=false"]).expect("deleted");
+    kubectl(&["-n", &refused[0].0, "delete", "resourcequota", "none"]).expect("deleted");
+    for namespace in refused {
+        // Its controller tries again at once, and else after minutes.
+        kubectl(&["-n", &namespace.0, "annotate", "replicaset", "--all", "tapio.test/again=yes"]).expect("annotated");
+    }
+}
+
 #[test]
 fn pods_that_do_not_start_are_explained_until_they_do() {
     if !has_node("pods_that_do_not_start_are_explained_until_they_do") {
@@ -95,7 +182,9 @@ fn pods_that_do_not_start_are_explained_until_they_do() {
     let address = tapio.server.address();
     let namespace = Namespace::make("states");
     let refused = Namespace::make("refused");
+    let barred = Namespace::make("barred");
     let ns = &namespace.0;
+    let webhook = Webhook::make(&barred);
     let quota = json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}},
     });
@@ -105,11 +194,13 @@ fn pods_that_do_not_start_are_explained_until_they_do() {
         (seen == "0").then_some(())
     });
     refused.apply(vec![deployment("refused", container("web", CALM))]);
+    barred.apply(vec![deployment("barred", container("web", CALM))]);
     namespace.apply(objects());
 
-    for (owner, pattern) in EXPECTED {
-        await_one(&address, ns, owner, pattern);
+    for (owner, pattern, text) in EXPECTED {
+        await_one(&address, ns, owner, pattern, text);
     }
+    await_one(&address, &barred.0, "barred", "pods-refused", "failed calling webhook");
     // One finding of the workload, and both of its pods.
     await_that("one finding of two pods", |seen| {
         let all = findings(&address);
@@ -137,22 +228,15 @@ fn pods_that_do_not_start_are_explained_until_they_do() {
         assert!(answer.contains("State now"), "{subject}: {answer}");
     }
 
-    // What was missing is created; what cannot be fixed is deleted.
-    namespace.apply(vec![
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "b"}}),
-        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "key"}, "stringData": {"a": "b"}}),
-    ]);
-    kubectl(&["-n", &refused.0, "delete", "resourcequota", "none"]).expect("deleted");
-    for name in ["no-image", "no-node", "ends-well"] {
-        kubectl(&["-n", ns, "delete", "deployment", name, "--wait=false"]).expect("deleted");
-    }
-    kubectl(&["-n", ns, "delete", "pod", "as-root", "--wait=false"]).expect("deleted");
-    for (owner, pattern) in EXPECTED.iter().filter(|(owner, _)| !["hooked", "late"].contains(owner)) {
+    drop(webhook);
+    mend(&namespace, [&refused, &barred]);
+    for (owner, pattern, _) in EXPECTED.iter().filter(|(owner, ..)| !["hooked", "late"].contains(owner)) {
         await_the_end(&address, ns, owner, pattern);
     }
     await_the_end(&address, &refused.0, "refused", "pods-refused");
+    await_the_end(&address, &barred.0, "barred", "pods-refused");
 
-    drop((namespace, refused));
+    drop((namespace, refused, barred));
     tapio.stop();
 }
 
@@ -180,7 +264,7 @@ fn stuck_pods_are_reported_until_it_is_over() {
     kubectl(&["-n", ns, "delete", "pod", "held", "--wait=false"]).expect("asked to go");
     let expected = [("unready", "never-ready"), ("waits", "init-container-runs"), ("held", "never-goes")];
     for (owner, pattern) in expected {
-        await_one(&address, ns, owner, pattern);
+        await_one(&address, ns, owner, pattern, "");
     }
 
     // What was waited for comes.
@@ -192,79 +276,5 @@ fn stuck_pods_are_reported_until_it_is_over() {
         await_the_end(&address, ns, owner, pattern);
     }
     drop(namespace);
-    tapio.stop();
-}
-
-/// A priority class, which belongs to no namespace; dropping takes it away.
-struct Priority(String);
-
-impl Priority {
-    fn make(namespace: &Namespace) -> Self {
-        let name = format!("{}-urgent", namespace.0);
-        let class = json!({
-            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": 1_000_000,
-        });
-        kubectl_reading(&["apply", "-f", "-"], &class.to_string()).expect("applied");
-        Self(name)
-    }
-}
-
-impl Drop for Priority {
-    fn drop(&mut self) {
-        // Best effort: the namespace with all that used it goes as well.
-        let _ = kubectl(&["delete", "priorityclass", &self.0, "--wait=false"]);
-    }
-}
-
-/// A pod that asks for more than half of the node's CPUs.
-fn greedy(name: &str, node_milli: u64) -> Value {
-    let mut one = container("web", CALM);
-    one["resources"] = json!({"requests": {"cpu": format!("{}m", node_milli * 6 / 10)}});
-    pod(name, "Always", one)
-}
-
-#[test]
-fn findings_name_who_deleted_a_pod() {
-    if !has_node("findings_name_who_deleted_a_pod") {
-        return;
-    }
-    let tapio = Beside::start();
-    let address = tapio.server.address();
-    let namespace = Namespace::make("gone");
-    let ns = &namespace.0;
-    let urgent = Priority::make(&namespace);
-    let cpus = kubectl(&["get", "node", &setting("TAPIO_TEST_NODE"), "-o", "jsonpath={.status.allocatable.cpu}"]);
-    let cpus: u64 = cpus.expect("the node").trim().parse().expect("whole CPUs");
-    let mut hurried = pod("hurried", "Never", container("work", CALM));
-    hurried["spec"]["activeDeadlineSeconds"] = json!(5);
-    let import = json!({
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "import"},
-        "spec": {"backoffLimit": 0, "template": {"spec": pod("x", "Never", container("work", "exit 1"))["spec"]}},
-    });
-    let mut shrinking = deployment("shrinking", container("web", CALM));
-    shrinking["spec"]["replicas"] = json!(3);
-    let deleted = pod("deleted", "Always", container("web", CALM));
-    namespace.apply(vec![hurried, import, shrinking, deleted, greedy("modest", cpus * 1000)]);
-
-    for (owner, pattern) in [("hurried", "deadline-exceeded"), ("import", "job-failed")] {
-        await_one(&address, ns, owner, pattern);
-    }
-    await_that("three replicas", |seen| {
-        seen.clone_from(&namespace.get("deployment/shrinking", "{.status.readyReplicas}"));
-        (seen == "3").then_some(())
-    });
-    kubectl(&["-n", ns, "scale", "deployment", "shrinking", "--replicas=1"]).expect("scaled");
-    namespace.wait_running("pod/deleted");
-    kubectl(&["-n", ns, "delete", "pod", "deleted", "--wait=false"]).expect("deleted");
-    namespace.wait_running("pod/modest");
-    let mut pressing = greedy("pressing", cpus * 1000);
-    pressing["spec"]["priorityClassName"] = json!(urgent.0);
-    namespace.apply(vec![pressing]);
-    for (owner, pattern) in [("shrinking", "ended-by-controller"), ("deleted", "pod-deleted"), ("modest", "preempted")]
-    {
-        await_one(&address, ns, owner, pattern);
-    }
-
-    drop((namespace, urgent));
     tapio.stop();
 }

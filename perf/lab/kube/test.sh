@@ -55,7 +55,7 @@ if [ -z "${KUBECONFIG:-}" ]; then
   export TAPIO_TEST_SERVER_IMAGE=docker.io/local/tapio-server:1 TAPIO_TEST_SERVER_IMAGE_NEXT=docker.io/local/tapio-server:next
   export TAPIO_TEST_COLLECTOR_IMAGE=docker.io/local/tapio-collector:1
   export TAPIO_TEST_COLLECTOR_IMAGE_NEXT=docker.io/local/tapio-collector:next
-  export TAPIO_TEST_VOLUMES=$KUBE/volumes
+  export TAPIO_TEST_VOLUMES=$KUBE/volumes TAPIO_TEST_RUN=$KUBE/run
 else
   build
   if [ -z "${TAPIO_TEST_SERVER_IMAGE:-}" ]; then

@@ -127,6 +127,8 @@ imageGCHighThresholdPercent: 100
 cgroupsPerQOS: true
 # This kubelet may forget to say that a pod is gone until it looks again: a minute later by default.
 syncFrequency: 5s
+# A runtime that hangs is reported when the first request to it has timed out: after two minutes by default.
+runtimeRequestTimeout: 30s
 enforceNodeAllocatable: ["pods"]
 END
 await containerd 30 ctr -a "$KUBE/run/containerd.sock" version

@@ -79,6 +79,9 @@ fn text(body: &ArchivedBody, event: &ArchivedEvent) -> String {
         ArchivedDetail::KubeEvent(event) => {
             format!("kube_event {} {}", name(event.reason.to_native()), name(event.message.to_native()))
         }
+        ArchivedDetail::NodeCondition(condition) => {
+            format!("node_condition {} status={}", name(condition.condition.to_native()), condition.status)
+        }
         ArchivedDetail::Rollout(rollout) => format!(
             "rollout kind={} images={} before={} reason={}",
             name(rollout.kind.to_native()),

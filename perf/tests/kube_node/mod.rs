@@ -106,6 +106,27 @@ impl Namespace {
         });
     }
 
+    /// Asks for the eviction of a pod, as `kubectl drain` does.
+    pub fn evict(&self, pod: &str) {
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", self.0);
+        let evict = |version: &str| {
+            let eviction =
+                json!({"apiVersion": version, "kind": "Eviction", "metadata": {"name": pod, "namespace": self.0}});
+            kubectl_reading(&["create", "--raw", &path, "-f", "-"], &eviction.to_string())
+        };
+        evict("policy/v1").or_else(|_| evict("policy/v1beta1")).expect("evicted");
+    }
+
+    /// The same, with the condition that the API server itself writes since Kubernetes 1.26.
+    pub fn evict_with_condition(&self, pod: &str) {
+        let condition = json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
+        });
+        let patch = json!({"status": {"conditions": [condition]}}).to_string();
+        kubectl(&["-n", &self.0, "patch", "pod", pod, "--subresource=status", "-p", &patch]).expect("patched");
+        self.evict(pod);
+    }
+
     /// A process of a pod's first container, on this machine.
     pub fn process_of(&self, pod: &str) -> (String, u32) {
         self.wait_running(pod);
