@@ -180,13 +180,20 @@ fn an_eviction_through_the_api_is_reported_by_its_condition() {
     evicted["metadata"]["deletionGracePeriodSeconds"] = json!(30);
     evicted["status"]["conditions"] =
         json!([condition("DisruptionTarget", "True", "EvictionByEvictionAPI", "Eviction API: evicting")]);
-    let rig = events_of_steps(vec![evicted], LONG, &["reason=EvictionByEvictionAPI"]);
-    assert_eq!(
-        rig.count(&["pod shop/cart-1", "reason=EvictionByEvictionAPI", "gone=false"]),
-        1,
-        "{:#?}",
-        rig.event_texts
-    );
+    let [first, evicted] = [modern(5), evicted].map(checked::<Pod>);
+    let lines = vec![change("MODIFIED", evicted.clone()), change("DELETED", evicted)];
+    let api = only_pods(move |asked| match (asked.is_watch(), asked.version()) {
+        (false, _) => list(10, vec![first.clone()]),
+        (true, "10") => Answer::Lines(lines.clone()),
+        _ => Answer::Silent,
+    });
+    let mut rig = Rig::start(&api, "node1");
+    rig.until_event(&["pod shop/cart-1", "gone=true"]);
+    rig.finish();
+    for gone in ["gone=false", "gone=true"] {
+        let count = rig.count(&["pod shop/cart-1", "reason=EvictionByEvictionAPI", gone]);
+        assert_eq!(count, 1, "{gone}: {:#?}", rig.event_texts);
+    }
 }
 
 #[test]

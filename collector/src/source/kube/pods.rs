@@ -71,6 +71,8 @@ struct SeenContainer {
 #[derive(Clone, Copy)]
 struct LastWords {
     phase: &'static str,
+    /// One of [`DELETIONS`], or empty.
+    reason: &'static str,
     deletion_ns: u64,
     deletion_grace_s: u32,
     qos: u8,
@@ -288,7 +290,7 @@ impl Follower for Pods {
         reports.push(WatchReport::event(seen.subject, move |batch| {
             Detail::PodState(Box::new(PodState {
                 phase: batch.text(last.phase),
-                reason: batch.text(""),
+                reason: batch.text(last.reason),
                 message: batch.text(""),
                 deletion_ns: last.deletion_ns,
                 deletion_grace_s: last.deletion_grace_s,
@@ -434,6 +436,9 @@ fn report_conditions(now: Instant, seen: &mut Seen, reports: &mut Vec<WatchRepor
     }
 }
 
+/// Reasons of disruptions that delete a pod at once. The last report of the pod repeats them, or it would be a deletion without one.
+const DELETIONS: [&str; 3] = ["EvictionByEvictionAPI", "DeletionByTaintManager", "PreemptionByScheduler"];
+
 struct PresentPod<'a> {
     reason: &'a str,
     message: &'a str,
@@ -462,6 +467,7 @@ fn pod_state(pod: &Pod) -> (LastWords, PresentPod<'_>) {
     };
     let last = LastWords {
         phase: phase.unwrap_or("Unknown"),
+        reason: DELETIONS.into_iter().find(|known| *known == reason).unwrap_or_default(),
         deletion_ns: deletion_ns.saturating_sub(u64::from(grace_s) * 1_000_000_000),
         deletion_grace_s: grace_s,
         qos,
