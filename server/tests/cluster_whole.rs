@@ -13,7 +13,7 @@ use tapio_wire::service::{
 };
 use tonic::transport::Channel;
 
-fn member(nats: &Nats, server: &str) -> impl FnOnce(&mut Config) {
+pub fn member(nats: &Nats, server: &str) -> impl FnOnce(&mut Config) {
     let section = section(nats, server);
     move |config| config.cluster = section
 }
@@ -34,9 +34,13 @@ pub fn limit_kill(node: &mut Node, pid: u32, at: u64) {
 
 /// Ships a node's frames from this one on, and waits until they are durable.
 pub async fn ship(server: &Whole, node: &Node, from: usize) -> Duration {
+    ship_by(server.channel().await, node, from).await
+}
+
+/// The same, to the server that this channel leads to.
+pub async fn ship_by(channel: Channel, node: &Node, from: usize) -> Duration {
     let began = Instant::now();
-    let mut stream =
-        Stream::open(server.channel().await, "", hello(&node.node.name, node.epoch)).await.expect("opened");
+    let mut stream = Stream::open(channel, "", hello(&node.node.name, node.epoch)).await.expect("opened");
     stream.welcome().await.expect("welcome");
     for bytes in &node.bytes[from..] {
         stream.frame(bytes.clone()).await;
@@ -50,14 +54,23 @@ async fn query(server: &Whole) -> QueryClient<Channel> {
 }
 
 pub async fn findings(server: &Whole) -> Vec<Finding> {
-    let answer = query(server).await.list_findings(ListFindingsRequest::default()).await.expect("answered");
+    findings_by(server.channel().await).await
+}
+
+async fn findings_by(channel: Channel) -> Vec<Finding> {
+    let answer = QueryClient::new(channel).list_findings(ListFindingsRequest::default()).await.expect("answered");
     answer.into_inner().findings
 }
 
 pub async fn findings_when(server: &Whole, so: impl Fn(&[Finding]) -> bool) -> Vec<Finding> {
+    findings_by_when(server.channel().await, so).await
+}
+
+/// Waits until the findings of the server that this channel leads to are so.
+pub async fn findings_by_when(channel: Channel, so: impl Fn(&[Finding]) -> bool) -> Vec<Finding> {
     let deadline = Instant::now() + LIMIT;
     loop {
-        let found = findings(server).await;
+        let found = findings_by(channel.clone()).await;
         if so(&found) {
             return found;
         }

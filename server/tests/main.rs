@@ -16,6 +16,7 @@ mod auth;
 mod cluster_deliver;
 mod cluster_faults;
 mod cluster_kept;
+mod cluster_killed;
 mod cluster_leader;
 mod cluster_log;
 mod cluster_refill;
