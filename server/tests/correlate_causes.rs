@@ -101,6 +101,27 @@ fn a_deletion_heard_of_late_is_no_probe_kill() {
     assert!(!found.contains(&"liveness-probe-kill".to_owned()), "{found:?}");
 }
 
+/// Kubelet kills what its probe refuses; somebody deletes the pod while it takes its grace period, or right after.
+#[test]
+fn a_deletion_after_a_probe_kill_began_changes_nothing() {
+    for deleted in [109, 125, 131] {
+        let mut node = Node::new("n1");
+        let web = web(&mut node);
+        let pod = node.kube_pod("Deployment/web", "shop/web-0");
+        let (process, shim) = (Process::init(web, 100, "web"), node.shim());
+        node.kube_event(98 * SECOND, pod, "Unhealthy", UNAVAILABLE);
+        node.kube_event(98 * SECOND, pod, "Killing", KILLING);
+        node.signal(98 * SECOND, process, SIGTERM, Some(shim));
+        node.signal(128 * SECOND, process, SIGKILL, Some(shim));
+        node.exit(128 * SECOND, process, SIGKILL);
+        node.pod_state(deleted * SECOND, pod, "", true);
+        node.lethal(132 * SECOND);
+        let found = patterns_of(&node);
+        assert!(found.contains(&"liveness-probe-kill".to_owned()), "deleted at {deleted} s: {found:?}");
+        assert!(!found.contains(&"ignored-sigterm".to_owned()), "deleted at {deleted} s: {found:?}");
+    }
+}
+
 /// The runtime asks a container to stop at `asked`, and its first process ends with code 1 at `ended`.
 fn stops_with_an_error(node: &mut Node, entity: EntityId, pid: u32, asked: u64, ended: u64) {
     let (process, shim) = (Process::init(entity, pid, "npm"), node.shim());

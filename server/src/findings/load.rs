@@ -231,11 +231,11 @@ fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wro
     if step.apart.is_some() && !(step.absent && index < anchor) {
         return refuse("`apart` is for a step that must be absent before the anchor");
     }
-    if let Some(after) = &step.after {
-        let other = step_named(&file.steps, after).filter(|other| *other < anchor && !file.steps[*other].absent);
+    for named in [&step.after, &step.before].into_iter().flatten() {
+        let other = step_named(&file.steps, named).filter(|other| *other < anchor && !file.steps[*other].absent);
         if !(step.absent && index < anchor) || other.is_none() {
             return refuse(
-                "`after` is for a step that must be absent before the anchor, and names one that is there before it",
+                "`after` and `before` are for a step that must be absent before the anchor, and name one that is there before it",
             );
         }
     }
@@ -284,7 +284,8 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         check_step(&file, index, anchor)?;
         let minus = file.confidence.minus.get(&*step.name).map(|minus| **minus);
         let compiled = compile_step(step, kinds[index], index, anchor, &resolve, minus)?;
-        steps.push(Step { after: step.after.as_ref().and_then(|name| step_named(&file.steps, name)), ..compiled });
+        let named = |name: &Option<Placed<String>>| name.as_ref().and_then(|name| step_named(&file.steps, name));
+        steps.push(Step { after: named(&step.after), before: named(&step.before), ..compiled });
     }
     let one_of = one_of(&file)?;
     let ends = file.ends.iter().flat_map(|ends| ends.iter()).map(compile_end).collect::<Result<Vec<_>, Wrong>>()?;
@@ -354,6 +355,7 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
         after_at_least_ns: 0,
         apart_ns: 0,
         after: None,
+        before: None,
         slack_ns: 0,
         count_min: 1,
         is_counted: false,
@@ -425,6 +427,7 @@ fn compile_step(
         optional: step.optional,
         absent: step.absent,
         after: None,
+        before: None,
         minus: minus.unwrap_or(0.0),
     })
 }

@@ -236,7 +236,9 @@ impl<'a> Search<'a> {
             let reach = step.within_ns.unwrap_or(self.pattern.window_ns);
             let (from, to) = if index < anchor {
                 let after = step.after.and_then(|other| self.bound[other]).map_or(0, |noted| self.time(noted));
-                (anchor_at.saturating_sub(reach).max(after), anchor_at.saturating_add(step.slack_ns))
+                let first = step.before.and_then(|other| self.bound[other..anchor].iter().flatten().next());
+                let before = first.map_or(anchor_at, |noted| self.time(noted).min(anchor_at));
+                (anchor_at.saturating_sub(reach).max(after), before.saturating_add(step.slack_ns))
             } else {
                 (anchor_at.saturating_sub(step.slack_ns), anchor_at.saturating_add(reach))
             };

@@ -129,6 +129,7 @@ pub struct Step {
     pub after_at_least_ns: u64,
     pub apart_ns: u64,
     pub after: Option<usize>,
+    pub before: Option<usize>,
     pub slack_ns: u64,
     pub count_min: u32,
     /// All of its clues are gathered, not only the nearest.

@@ -125,6 +125,8 @@ pub struct StepFile {
     pub apart: Option<Time>,
     /// With an absent step before the anchor: only an event after that step counts.
     pub after: Option<Placed<String>>,
+    /// With an absent step before the anchor: only an event before that step counts, or, where it was not found, before the next one.
+    pub before: Option<Placed<String>>,
     /// How much earlier than the step before it this step may be stamped.
     pub slack: Option<Time>,
     pub count: Option<CountFile>,
