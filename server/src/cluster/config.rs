@@ -21,8 +21,8 @@ pub struct ClusterSection {
     /// Addresses of NATS with JetStream, separated by commas, that all servers share; empty: this server is the only one.
     #[schemars(example = "nats://tapio-nats.tapio-system.svc:4222")]
     pub url: String,
-    /// A name that stands for all servers, as that of a headless Service; HOST or HOST:PORT. It is looked up where `cluster.url`
-    /// is empty. Other servers behind it see other nodes: log, `/readyz`, status and findings then say so.
+    /// A name of all servers, as of a headless Service: HOST or HOST:PORT. It is looked up where `cluster.url` is empty;
+    /// log, `/readyz`, status and findings then name other servers.
     #[schemars(example = "tapio-server-headless")]
     pub headless: Option<String>,
     /// This server's name among the servers; default: the machine's name, which is the pod's.
