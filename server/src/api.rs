@@ -322,6 +322,7 @@ async fn list_events(
         let lines = events.iter().map(render::event_value).chain([end]).map(|line| format!("{line}\n"));
         return Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], lines.collect::<String>()).into_response());
     }
+    let unheard = query::unheard(None, &api.store);
     let (mut receiver, ended) = api.events.stream(choice)?;
     // Nothing is answered before the first event, so that a wrong name is an error and not an empty list.
     let first = match receiver.recv().await {
@@ -339,7 +340,7 @@ async fn list_events(
         json!({ "end": {
             "events": outcome.events,
             "cut": outcome.is_cut,
-            "incomplete": render::incomplete_value(&Vec::from_iter(outcome.incomplete())),
+            "incomplete": render::incomplete_value(&outcome.incomplete().into_iter().chain(unheard.iter().cloned()).collect::<Vec<_>>()),
             "bytes_read": outcome.effort.bytes,
             "blocks_skipped": outcome.effort.blocks_skipped,
             "segments_skipped": outcome.effort.segments_skipped,

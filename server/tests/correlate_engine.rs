@@ -262,7 +262,7 @@ fn a_named_pipe_is_no_pattern_file() {
     let path = directory.path().join("own.yaml");
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).expect("a pipe");
     let error = PatternSet::load(Some(directory.path())).expect_err("it is no file");
-    assert!(error.to_string().contains("own.yaml is no regular file"), "{error}");
+    assert!(error.to_string().contains("own.yaml: it is no regular file"), "{error}");
 }
 
 #[test]

@@ -65,17 +65,69 @@ fn a_deletion_is_never_certain_as_controllers_may_speak_later() {
 #[test]
 fn the_pods_conditions_state_who_asked_for_its_deletion() {
     let cases = [
-        ("PreemptionByScheduler", "preempted", "medium"),
-        ("DeletionByTaintManager", "evicted-by-taint", "high"),
-        ("EvictionByEvictionAPI", "evicted-by-api", "low"),
-        ("TerminationByKubelet", "ended-by-kubelet", "medium"),
-        ("DeadlineExceeded", "deadline-exceeded", "high"),
+        ("PreemptionByScheduler", true, "preempted", "medium"),
+        ("DeletionByTaintManager", true, "evicted-by-taint", "high"),
+        ("EvictionByEvictionAPI", true, "evicted-by-api", "low"),
+        ("TerminationByKubelet", false, "ended-by-kubelet", "medium"),
+        ("DeadlineExceeded", false, "deadline-exceeded", "high"),
     ];
-    for (reason, pattern, severity) in cases {
+    for (reason, is_deleting, pattern, severity) in cases {
         let mut gone = web();
-        gone.node.pod_state(99 * SECOND, gone.pod, reason, true);
+        gone.node.pod_state(99 * SECOND, gone.pod, reason, is_deleting);
         assert_eq!(gone.found(), pair(pattern, severity), "{reason}");
     }
+}
+
+/// The reason stays on the object until somebody cleans it up.
+#[test]
+fn a_pod_that_ended_long_ago_does_not_end_again() {
+    let short = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 60Mi. ";
+    for (reason, message, pattern) in [
+        ("Evicted", short, "evicted"),
+        (
+            "Evicted",
+            "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+            "storage-limit-eviction",
+        ),
+        ("Terminated", "Pod was terminated in response to imminent node shutdown.", "node-shutdown"),
+        ("Preempting", "Preempted in order to admit critical pod", "preempted-by-kubelet"),
+        ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline", "deadline-exceeded"),
+    ] {
+        let mut gone = web();
+        gone.node.pod_says(100 * SECOND, gone.pod, [reason, message], false);
+        gone.node.pod_says(3600 * SECOND, gone.pod, [reason, message], true);
+        gone.node.lethal(3601 * SECOND);
+        let found = findings_of(&gone.node);
+        // Who cleaned it up is another matter.
+        let ends: Vec<_> = found.iter().filter(|one| one.pattern != "pod-deleted").collect();
+        assert_eq!(ends.len(), 1, "{found:#?}");
+        assert_eq!((ends[0].pattern.as_str(), ends[0].count), (pattern, 1), "{found:#?}");
+    }
+}
+
+/// A refused eviction, or a preemption that was given up, leaves no condition behind.
+#[test]
+fn a_condition_that_was_taken_back_explains_no_deletion() {
+    for reason in ["PreemptionByScheduler", "DeletionByTaintManager", "EvictionByEvictionAPI"] {
+        let mut gone = web();
+        gone.node.pod_says(60 * SECOND, gone.pod, [reason, "asked for"], false);
+        gone.node.pod_state(70 * SECOND, gone.pod, "", false);
+        delete(&mut gone.node, gone.pod, gone.container, 100, 100 * SECOND);
+        let found = findings_of(&gone.node);
+        assert!(!found.is_empty() && found.iter().all(|one| one.severity == "info"), "{reason}: {found:#?}");
+    }
+}
+
+/// The last report of a pod repeats the reason, without its message.
+#[test]
+fn what_was_said_of_a_deletion_outlives_the_pod() {
+    let mut gone = web();
+    gone.node.pod_says(100 * SECOND, gone.pod, ["PreemptionByScheduler", "batch: preempting for db-0"], true);
+    gone.node.pod_state(110 * SECOND, gone.pod, "PreemptionByScheduler", true);
+    gone.node.lethal(111 * SECOND);
+    let found = findings_of(&gone.node);
+    assert_eq!((found.len(), found[0].pattern.as_str()), (1, "preempted"), "{found:#?}");
+    assert!(found[0].summary.contains("batch: preempting for db-0"), "{}", found[0].summary);
 }
 
 #[test]

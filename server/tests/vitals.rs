@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use crate::whole_server::{LIMIT, Whole, get};
 use axum::Router;
 use tapio_server::archive::ArchiveState;
+use tapio_server::config::Config;
 use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, Topology};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
 use tapio_server::http;
 use tapio_server::vitals::{Pulse, Vitals};
 use tapio_wire::service::query_client::QueryClient;
-use tapio_wire::service::{ListFindingsRequest, StatusRequest};
+use tapio_wire::service::{ListEventsRequest, ListFindingsRequest, StatusRequest};
 use tokio::sync::watch;
+use tokio_stream::StreamExt;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panicking_thread_makes_a_healthy_server_unhealthy() {
@@ -68,6 +70,12 @@ async fn a_panicking_thread_makes_a_healthy_server_unhealthy() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_a_log_names_the_others() {
+    for wrong in ["", " ", "http://a", "a:b:1", "a:0", "a:99999", "a,b", ":1", "a:", "fd00::9"] {
+        let mut config = Config::default();
+        config.cluster.headless = Some(wrong.into());
+        let error = config.validate("test").expect_err(wrong).to_string();
+        assert!(error.contains("cluster.headless"), "{error}");
+    }
     let whole = Whole::start(|config| config.cluster.headless = Some("192.0.2.7".into())).await;
     let other = format!("192.0.2.7:{}", whole.pipeline.grpc_address.port());
     let deadline = Instant::now() + LIMIT;
@@ -79,7 +87,9 @@ async fn a_server_without_a_log_names_the_others() {
     let mut query = QueryClient::new(whole.channel().await);
     let status = query.status(StatusRequest::default()).await.expect("it answers").into_inner();
     let listed = query.list_findings(ListFindingsRequest::default()).await.expect("it answers").into_inner();
-    for incomplete in [&status.incomplete, &listed.incomplete] {
+    let events = query.list_events(ListEventsRequest::default()).await.expect("it answers").into_inner();
+    let last = events.collect::<Vec<_>>().await.pop().expect("a last one").expect("no error");
+    for incomplete in [&status.incomplete, &listed.incomplete, &last.incomplete] {
         assert_eq!(incomplete.len(), 1, "{incomplete:?}");
         assert_eq!(incomplete[0].server, other);
         assert!(incomplete[0].reason.contains("set cluster.url"), "{incomplete:?}");

@@ -162,6 +162,11 @@ impl ClusterSection {
                 return Err(("cluster.url", format!("`{url}` {problem}: as nats://host:4222")));
             }
         }
+        if let Some(name) =
+            self.headless.as_deref().filter(|name| !is_host_and_port(name) && !is_host_and_port(&format!("{name}:1")))
+        {
+            return Err(("cluster.headless", format!("`{name}` is no HOST or HOST:PORT: as tapio-server-headless")));
+        }
         if let Some(address) = self.advertise.as_deref().filter(|address| !is_host_and_port(address)) {
             return Err((
                 "cluster.advertise",

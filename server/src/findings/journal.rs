@@ -33,6 +33,8 @@ use crate::vitals::{Pulse, Sign};
 pub const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Changes that may wait for the disk.
 const QUEUE_CHANGES: usize = 1024;
+/// No more of a file is read.
+const READ_BYTES_MAX: u64 = 8 * FILE_BYTES_MAX;
 /// A line that is longer is no finding.
 const LINE_BYTES_MAX: u64 = 4 << 20;
 /// How often a change that was missed is looked for while nothing else happens.
@@ -74,6 +76,13 @@ pub struct Recorded {
     pub withdrawn: VecDeque<String>,
     /// Lines that could not be read.
     pub unreadable: u64,
+    /// Files that could not be read, and why.
+    pub failed: Vec<(PathBuf, io::Error)>,
+}
+
+/// Whether a finding can be one of this program's: somebody may have edited the file.
+fn is_sound(finding: &Finding) -> bool {
+    (0.0..=1.0).contains(&finding.confidence) && finding.published_ns < u64::MAX / 2
 }
 
 /// Reads the journal of a directory; an absent one says nothing.
@@ -81,54 +90,70 @@ pub struct Recorded {
 /// # Errors
 /// When a file is there and cannot be read.
 pub fn read(dir: &Path) -> io::Result<Recorded> {
+    let mut recorded = read_what_can_be(dir);
+    match recorded.failed.pop() {
+        None => Ok(recorded),
+        Some((path, error)) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Reads what can be read of the journal of a directory.
+pub fn read_what_can_be(dir: &Path) -> Recorded {
     let mut recorded = Recorded::default();
     let mut snapshot = None;
-    for path in paths(dir).iter().rev() {
-        let file = match regular_file::open(path, File::options().read(true)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
+    for path in paths(dir).into_iter().rev() {
+        if let Err(error) = recorded.read_file(&path, &mut snapshot)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            recorded.failed.push((path, error));
+        }
+    }
+    recorded
+}
+
+impl Recorded {
+    fn read_file(&mut self, path: &Path, snapshot: &mut Option<u64>) -> io::Result<()> {
+        // Both files together are no larger than this by far.
+        let file = regular_file::open(path, File::options().read(true))?.take(READ_BYTES_MAX);
         let mut reader = BufReader::new(file);
         let mut line = Vec::new();
         loop {
             line.clear();
             if (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
-                break;
+                return Ok(());
             }
             match serde_json::from_slice(&line) {
+                Ok(Line::Published(finding)) if !is_sound(&finding) => self.unreadable += 1,
                 Ok(Line::Published(finding)) => {
-                    recorded.successors.remove(&finding.id);
-                    recorded.findings.insert(finding.id.clone(), *finding);
+                    self.successors.remove(&finding.id);
+                    self.findings.insert(finding.id.clone(), *finding);
                 }
                 Ok(Line::Withdrawn { id, successor }) => {
-                    recorded.findings.remove(&id);
+                    self.findings.remove(&id);
                     match successor {
-                        Some(successor) => drop(recorded.successors.insert(id, successor)),
+                        Some(successor) => drop(self.successors.insert(id, successor)),
                         None => {
-                            if recorded.withdrawn.len() == WATCH_BACKLOG {
-                                recorded.withdrawn.pop_front();
+                            if self.withdrawn.len() == WATCH_BACKLOG {
+                                self.withdrawn.pop_front();
                             }
-                            recorded.withdrawn.push_back(id);
+                            self.withdrawn.push_back(id);
                         }
                     }
                 }
                 // The first part in its older file may have been replaced before the second was, or the other way round.
                 Ok(Line::Anew { snapshot: begun, part }) => {
-                    if part == 1 || snapshot != Some(begun) {
-                        recorded = Recorded { unreadable: recorded.unreadable, ..Recorded::default() };
+                    if part == 1 || *snapshot != Some(begun) {
+                        let (unreadable, failed) = (self.unreadable, std::mem::take(&mut self.failed));
+                        *self = Recorded { unreadable, failed, ..Recorded::default() };
                     }
-                    snapshot = Some(begun);
+                    *snapshot = Some(begun);
                 }
                 Err(_) if line.iter().all(u8::is_ascii_whitespace) => {}
-                Err(_) => recorded.unreadable += 1,
+                Err(_) => self.unreadable += 1,
             }
         }
     }
-    Ok(recorded)
-}
 
-impl Recorded {
     /// Puts what was found into a store.
     pub fn restore(self, store: &FindingStore) {
         for finding in self.findings.into_values() {

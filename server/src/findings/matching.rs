@@ -165,6 +165,10 @@ impl<'a> Search<'a> {
         } else {
             found.sort_by_key(|noted| (self.time(noted), noted.clue.evidence));
         }
+        // Another one says more.
+        if step.may_be_anchor {
+            found.sort_by_key(|noted| self.is_anchor(noted));
+        }
         found
     }
 

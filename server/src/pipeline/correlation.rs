@@ -1,6 +1,7 @@
 //! What explains: shards, finder, findings, and the servers' log.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -152,16 +153,24 @@ fn start_journal(
     store: &Arc<FindingStore>,
     metrics: JournalMetrics,
 ) -> Result<Journal, PipelineError> {
-    match journal::read(&config.archive.dir) {
-        Ok(recorded) => {
-            tracing::info!(findings = recorded.findings.len(), "findings restored");
-            if recorded.unreadable > 0 {
-                let [path, _] = journal::paths(&config.archive.dir);
-                tracing::warn!(lines = recorded.unreadable, path = %path.display(), "the journal of findings has lines that cannot be read");
+    let recorded = journal::read_what_can_be(&config.archive.dir);
+    for (path, error) in &recorded.failed {
+        // The new journal must not take the place of what a person may still save.
+        let aside = PathBuf::from(format!("{}.unreadable", path.display()));
+        let moved = std::fs::rename(path, &aside);
+        tracing::warn!(path = %path.display(), %error, "cannot read the findings of earlier runs");
+        match moved {
+            Ok(()) => tracing::warn!(path = %aside.display(), "moved the journal that cannot be read aside"),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot move it aside: it will be overwritten")
             }
-            recorded.restore(store);
         }
-        Err(error) => tracing::warn!(%error, "cannot read the findings of earlier runs"),
     }
+    if recorded.unreadable > 0 {
+        let [path, _] = journal::paths(&config.archive.dir);
+        tracing::warn!(lines = recorded.unreadable, path = %path.display(), "the journal of findings has lines that cannot be read");
+    }
+    tracing::info!(findings = recorded.findings.len(), "findings restored");
+    recorded.restore(store);
     Journal::start(&config.archive.dir, store, metrics).map_err(PipelineError::Journal)
 }

@@ -1,8 +1,9 @@
 //! Servers beside this one, where no log joins them.
 //!
 //! In: the name that stands for all servers, `cluster.headless`. Out: the others' addresses, to the store of findings and to the
-//! program's log. What must hold: a lookup that fails changes nothing, and this machine's own addresses are no others.
+//! program's log. What must hold: a lookup that fails now and then changes nothing, and this machine's own addresses are no others.
 
+use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use crate::vitals::Vitals;
 
 /// How often the name is looked up.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// Lookups that fail one after the other until what was known is forgotten.
+const FAILURES_MAX: u32 = 10;
 /// Others that are named at the most.
 const NAMED_MAX: usize = 16;
 
@@ -31,9 +34,21 @@ pub fn watch(
     let (store, remarked) = (Arc::clone(store), Arc::clone(store));
     vitals.remark(move || remark(&remarked));
     tokio::spawn(async move {
+        let mut failures = 0;
         loop {
-            if let Some(others) = others(&headless, port).await {
-                note(&headless, &store, others);
+            match others(&headless, port).await {
+                Ok(others) => {
+                    failures = 0;
+                    note(&headless, &store, others);
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures == 1 {
+                        tracing::warn!(%error, headless, "cannot look up cluster.headless");
+                    } else if failures == FAILURES_MAX {
+                        note(&headless, &store, Vec::new());
+                    }
+                }
             }
             tokio::select! {
                 _ = ended.wait_for(|end| *end) => return,
@@ -43,26 +58,22 @@ pub fn watch(
     });
 }
 
-/// The addresses behind the name that are not this machine's; `None` when it cannot be looked up.
-async fn others(headless: &str, port: u16) -> Option<Vec<String>> {
+/// The addresses behind the name that are not this machine's.
+async fn others(headless: &str, port: u16) -> io::Result<Vec<String>> {
     let has_port = headless.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let name = if has_port { headless.to_owned() } else { format!("{headless}:{port}") };
-    let mut found: Vec<String> = match lookup_host(&name).await {
-        Ok(found) => found.filter(|address| !is_own(address.ip())).map(|address| address.to_string()).collect(),
-        Err(error) => {
-            tracing::debug!(%error, name, "cannot look up the servers");
-            return None;
-        }
-    };
+    let addresses = lookup_host(&name).await?;
+    let mut found: Vec<String> =
+        addresses.filter(|address| !is_own(address.ip())).map(|address| address.to_string()).collect();
     found.sort_unstable();
     found.dedup();
     found.truncate(NAMED_MAX);
-    Some(found)
+    Ok(found)
 }
 
-/// Only an address of this machine can be bound to.
+/// Only an address of this machine can be bound to. Where it is not known, nobody is accused.
 fn is_own(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
+    !matches!(UdpSocket::bind((address, 0)), Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 fn note(headless: &str, store: &FindingStore, others: Vec<String>) {
@@ -96,10 +107,11 @@ mod tests {
 
     #[tokio::test]
     async fn only_addresses_of_other_machines_are_others() {
-        assert_eq!(others("127.0.0.1", 9090).await, Some(Vec::new()));
-        assert_eq!(others("192.0.2.7", 9090).await, Some(vec!["192.0.2.7:9090".to_owned()]));
-        assert_eq!(others("192.0.2.7:99", 9090).await, Some(vec!["192.0.2.7:99".to_owned()]));
-        assert_eq!(others("no such name", 9090).await, None);
+        let of = async |name| others(name, 9090).await.expect("looked up");
+        assert_eq!(of("127.0.0.1").await, [""; 0]);
+        assert_eq!(of("192.0.2.7").await, ["192.0.2.7:9090"]);
+        assert_eq!(of("192.0.2.7:99").await, ["192.0.2.7:99"]);
+        others("no such name", 9090).await.expect_err("it is none");
     }
 
     #[test]

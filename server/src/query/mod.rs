@@ -172,7 +172,9 @@ impl Query for QueryService {
         }
         let (receiver, _) = events.stream(choice).map_err(|refused| refused.to_status())?;
         let events = ReceiverStream::new(receiver).map(|event| event.map_err(|refused| refused.to_status()));
-        Ok(Response::new(Box::pin(events)))
+        let incomplete = if request.get_ref().local { Vec::new() } else { unheard(None, &self.store) };
+        let missing = (!incomplete.is_empty()).then(|| Ok(Event { incomplete, ..Event::default() }));
+        Ok(Response::new(Box::pin(events.chain(tokio_stream::iter(missing)))))
     }
 }
 

@@ -67,6 +67,28 @@ fn a_named_pipe_is_no_journal() {
 }
 
 #[test]
+fn a_bad_older_file_does_not_hide_the_newer_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = Arc::new(FindingStore::new(100));
+    let running = journal(dir.path(), &store);
+    store.publish(finding("a1", 6, 3));
+    drop(running);
+    let [newer, older] = paths(dir.path());
+    fs::create_dir(&older).expect("a folder in its place");
+    let recorded = read_what_can_be(dir.path());
+    assert_eq!((recorded.findings.len(), &recorded.failed[0].0), (1, &older));
+    assert!(read(dir.path()).is_err(), "a replay compares with all or nothing");
+    // Somebody has edited it.
+    for edited in ["\"confidence\":1e308", "\"confidence\":-5.0"] {
+        let text = fs::read_to_string(&newer).expect("it is there");
+        let start = text.find("\"confidence\":").expect("it has one");
+        let end = start + text[start..].find(',').expect("more follows");
+        fs::write(&newer, format!("{}{edited}{}", &text[..start], &text[end..])).expect("written");
+        assert_eq!((read_what_can_be(dir.path()).findings.len(), read_what_can_be(dir.path()).unreadable), (0, 1));
+    }
+}
+
+#[test]
 fn a_replay_of_half_the_story_changes_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Arc::new(FindingStore::new(100));
