@@ -45,6 +45,8 @@ const REPEATED: Duration = Duration::from_secs(60);
 const RECENT: Duration = Duration::from_secs(600);
 /// Entities that are described at once on a new stream, at the most.
 const DESCRIBED_AGAIN_MAX: usize = 1_024;
+/// How often a large table is looked through at the most.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often an unknown id may cause a scan.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -58,6 +60,8 @@ pub struct Identity {
     roots: Vec<(PathBuf, u64)>,
     generation: u64,
     scanned: Option<Instant>,
+    /// When the whole table was looked through.
+    looked_through: Instant,
     /// Taken once for each drained batch: the clock is not read for each event.
     now: Instant,
     /// `now` in whole seconds since `began`.
@@ -100,6 +104,7 @@ impl Identity {
             roots,
             generation: 0,
             scanned: None,
+            looked_through: now.checked_sub(LOOK_INTERVAL).unwrap_or(now),
             now,
             second: 0,
             began: now,
@@ -197,12 +202,11 @@ impl Identity {
 
     /// Learns a cgroup's path.
     pub fn learn(&mut self, id: u64, path: &str) {
-        if self.cgroups.len() >= CGROUPS_MAX {
+        if self.cgroups.len() >= CGROUPS_MAX && self.may_look_through() {
             self.forget_removed(Duration::ZERO);
-        }
-        if self.cgroups.len() >= CGROUPS_MAX {
-            // Those that have no name are easily made up again.
-            self.cgroups.retain(|_, known| !known.path.starts_with(UNNAMED));
+            if self.cgroups.len() >= CGROUPS_MAX {
+                self.forget_gone();
+            }
         }
         if self.cgroups.len() >= CGROUPS_MAX
             && let Some(&any) = self.cgroups.keys().next()
@@ -328,7 +332,7 @@ impl Identity {
                 exclusion.set(id, false);
             }
         }
-        if self.cgroups.len() > CGROUPS_MAX / 2 {
+        if self.cgroups.len() > CGROUPS_MAX / 2 && self.may_look_through() {
             self.forget_removed(REMEMBERED);
         }
     }
@@ -427,6 +431,31 @@ impl Identity {
             });
         }
         self.scanned = Some(Instant::now());
+    }
+
+    /// Whether the whole table may be looked through now. For each cgroup that comes or goes in a flood it would take too long.
+    fn may_look_through(&mut self) -> bool {
+        let is_due = self.now.saturating_duration_since(self.looked_through) >= LOOK_INTERVAL;
+        if is_due {
+            self.looked_through = self.now;
+        }
+        is_due
+    }
+
+    /// Forgets what is there no more, though nothing said that it went: a flood's records are left out. Those that have no name are
+    /// easily made up again.
+    fn forget_gone(&mut self) {
+        let is_there = |path: &str| {
+            self.roots.is_empty() || self.roots.iter().any(|(root, _)| root.join(path.trim_start_matches('/')).exists())
+        };
+        let is_gone = |known: &Known| known.path.starts_with(UNNAMED) || !is_there(&known.path);
+        let gone: Vec<u64> = self.cgroups.iter().filter(|(_, known)| is_gone(known)).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.cgroups.remove(&id);
+            if let Some(exclusion) = &mut self.exclusion {
+                exclusion.set(id, false);
+            }
+        }
     }
 
     fn forget_removed(&mut self, older_than: Duration) {

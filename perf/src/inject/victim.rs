@@ -33,6 +33,8 @@ pub const CRASH_CODE: i32 = 3;
 const SURVIVED_CODE: i32 = 99;
 /// How long a container works before its fault.
 const LEAD: Duration = Duration::from_millis(150);
+/// Pause of [`Role::MakeFolders`] after each folder.
+const FOLDER_PAUSE: Duration = Duration::from_micros(100);
 /// How long the init of a silent child's container lives on: longer than an end that patterns take for the child's consequence
 /// (`server/patterns/child-oom-exit.yaml`, within 2 s).
 const SILENCE: Duration = Duration::from_millis(2500);
@@ -57,7 +59,7 @@ pub enum Role {
     WriteInThread,
     /// Starts a program that ends at once, again and again.
     StartProcesses,
-    /// Makes a folder and removes it, again and again.
+    /// Makes a folder and removes it, thousands of times a second.
     MakeFolders,
 }
 
@@ -230,6 +232,8 @@ fn perform(act: &Act) -> Result<i32, Error> {
             loop {
                 fs::create_dir(&path).context(|| format!("make {}", path.display()))?;
                 fs::remove_dir(&path).context(|| format!("remove {}", path.display()))?;
+                // The kernel has one lock for all cgroups: others must be able to make theirs.
+                thread::sleep(FOLDER_PAUSE);
             }
         }
     }

@@ -87,3 +87,19 @@ fn removed_cgroups_are_remembered_and_unknown_ones_get_an_entity() {
     assert_ne!(unknown, identity.resolve(7, Lane::Bulk, &mut described));
     assert_eq!(identity.unknown(), 2);
 }
+
+/// A flood's removals are left out: nothing says that its cgroups went.
+#[test]
+fn a_full_table_keeps_the_cgroups_that_are_there() {
+    let root = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(root.path().join("web")).expect("a cgroup");
+    let mut identity = Identity::new(vec![(root.path().to_owned(), 0)]);
+    identity.learn(1, "/web");
+    for id in 2..=CGROUPS_MAX as u64 {
+        identity.learn(id, "/gone");
+    }
+    assert_eq!(identity.cgroups.len(), CGROUPS_MAX);
+    identity.learn(0, "/new");
+    assert_eq!(identity.cgroups.len(), 2, "what is there, and what is new");
+    assert!(identity.cgroups.contains_key(&1));
+}
