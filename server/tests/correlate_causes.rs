@@ -104,7 +104,8 @@ fn a_deletion_heard_of_late_is_no_probe_kill() {
 /// Kubelet kills what its probe refuses; somebody deletes the pod while it takes its grace period, or right after.
 #[test]
 fn a_deletion_after_a_probe_kill_began_changes_nothing() {
-    for deleted in [109, 125, 131] {
+    // Kubelet says at once why it kills.
+    for deleted in [99, 109, 125, 131] {
         let mut node = Node::new("n1");
         let web = web(&mut node);
         let pod = node.kube_pod("Deployment/web", "shop/web-0");

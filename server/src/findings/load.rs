@@ -231,11 +231,11 @@ fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wro
     if step.apart.is_some() && !(step.absent && index < anchor) {
         return refuse("`apart` is for a step that must be absent before the anchor");
     }
-    for named in [&step.after, &step.before].into_iter().flatten() {
+    for named in [&step.after, &step.before, &step.unless].into_iter().flatten() {
         let other = step_named(&file.steps, named).filter(|other| *other < anchor && !file.steps[*other].absent);
         if !(step.absent && index < anchor) || other.is_none() {
             return refuse(
-                "`after` and `before` are for a step that must be absent before the anchor, and name one that is there before it",
+                "`after`, `before`, `unless`: of an absent step before the anchor, name a present one before it",
             );
         }
     }
@@ -285,7 +285,8 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
         let minus = file.confidence.minus.get(&*step.name).map(|minus| **minus);
         let compiled = compile_step(step, kinds[index], index, anchor, &resolve, minus)?;
         let named = |name: &Option<Placed<String>>| name.as_ref().and_then(|name| step_named(&file.steps, name));
-        steps.push(Step { after: named(&step.after), before: named(&step.before), ..compiled });
+        let [after, before, unless] = [&step.after, &step.before, &step.unless].map(named);
+        steps.push(Step { after, before, unless, ..compiled });
     }
     let one_of = one_of(&file)?;
     let ends = file.ends.iter().flat_map(|ends| ends.iter()).map(compile_end).collect::<Result<Vec<_>, Wrong>>()?;
@@ -356,6 +357,7 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
         apart_ns: 0,
         after: None,
         before: None,
+        unless: None,
         slack_ns: 0,
         count_min: 1,
         is_counted: false,
@@ -428,6 +430,7 @@ fn compile_step(
         absent: step.absent,
         after: None,
         before: None,
+        unless: None,
         minus: minus.unwrap_or(0.0),
     })
 }

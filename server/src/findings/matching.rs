@@ -242,6 +242,10 @@ impl<'a> Search<'a> {
                 let after = step.after.and_then(|other| self.bound[other]).map_or(0, |noted| self.time(noted));
                 let first = step.before.and_then(|other| self.bound[other..anchor].iter().flatten().next());
                 let before = first.map_or(anchor_at, |noted| self.time(noted).min(anchor_at));
+                let excuse = step.unless.and_then(|other| self.bound[other]);
+                if excuse.is_some_and(|noted| self.time(noted).abs_diff(before) <= step.slack_ns) {
+                    return false;
+                }
                 (anchor_at.saturating_sub(reach).max(after), before.saturating_add(step.slack_ns))
             } else {
                 (anchor_at.saturating_sub(step.slack_ns), anchor_at.saturating_add(reach))

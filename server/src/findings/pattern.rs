@@ -130,6 +130,7 @@ pub struct Step {
     pub apart_ns: u64,
     pub after: Option<usize>,
     pub before: Option<usize>,
+    pub unless: Option<usize>,
     pub slack_ns: u64,
     pub count_min: u32,
     /// All of its clues are gathered, not only the nearest.

@@ -127,6 +127,8 @@ pub struct StepFile {
     pub after: Option<Placed<String>>,
     /// With an absent step before the anchor: only an event before that step counts, or, where it was not found, before the next one.
     pub before: Option<Placed<String>>,
+    /// With `before`: it does not count where this step was found within `slack` of that one.
+    pub unless: Option<Placed<String>>,
     /// How much earlier than the step before it this step may be stamped.
     pub slack: Option<Time>,
     pub count: Option<CountFile>,
