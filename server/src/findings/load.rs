@@ -43,7 +43,6 @@ pub struct OwnPattern {
     pub is_built_in: bool,
 }
 
-/// `:4:11`; nothing for the file as a whole.
 fn shown(place: &TextPosition) -> String {
     if *place == TextPosition::default() { String::new() } else { format!(":{place}") }
 }
@@ -203,7 +202,6 @@ fn step_named(steps: &[StepFile], name: &str) -> Option<usize> {
     steps.iter().position(|step| *step.name == name)
 }
 
-/// Checks what a step says of itself.
 fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wrong> {
     let step = &file.steps[index];
     let refuse = |reason: &str| wrong(step.name.place(), format!("step {}: {reason}", *step.name));
