@@ -202,11 +202,8 @@ impl Identity {
 
     /// Learns a cgroup's path.
     pub fn learn(&mut self, id: u64, path: &str) {
-        if self.cgroups.len() >= CGROUPS_MAX && self.may_look_through() {
-            self.forget_removed(Duration::ZERO);
-            if self.cgroups.len() >= CGROUPS_MAX {
-                self.forget_gone();
-            }
+        if self.cgroups.len() >= CGROUPS_MAX {
+            self.make_room();
         }
         if self.cgroups.len() >= CGROUPS_MAX
             && let Some(&any) = self.cgroups.keys().next()
@@ -332,8 +329,8 @@ impl Identity {
                 exclusion.set(id, false);
             }
         }
-        if self.cgroups.len() > CGROUPS_MAX / 2 && self.may_look_through() {
-            self.forget_removed(REMEMBERED);
+        if self.cgroups.len() > CGROUPS_MAX / 2 {
+            self.make_room();
         }
     }
 
@@ -433,13 +430,20 @@ impl Identity {
         self.scanned = Some(Instant::now());
     }
 
-    /// Whether the whole table may be looked through now. For each cgroup that comes or goes in a flood it would take too long.
-    fn may_look_through(&mut self) -> bool {
-        let is_due = self.now.saturating_duration_since(self.looked_through) >= LOOK_INTERVAL;
-        if is_due {
-            self.looked_through = self.now;
+    /// Forgets what was removed long ago, and, where the table is full, all that is not there any more. Once in a while: for each
+    /// cgroup that comes or goes in a flood it would take too long.
+    fn make_room(&mut self) {
+        if self.now.saturating_duration_since(self.looked_through) < LOOK_INTERVAL {
+            return;
         }
-        is_due
+        self.looked_through = self.now;
+        self.forget_removed(REMEMBERED);
+        if self.cgroups.len() >= CGROUPS_MAX {
+            self.forget_removed(Duration::ZERO);
+        }
+        if self.cgroups.len() >= CGROUPS_MAX {
+            self.forget_gone();
+        }
     }
 
     /// Forgets what is there no more, though nothing said that it went: a flood's records are left out. Those that have no name are
