@@ -190,6 +190,7 @@ impl Journal {
         let mut writer = Writer {
             paths: paths(dir),
             file: None,
+            has_saved: false,
             metrics,
             pause_until: Instant::now(),
             is_behind: false,
@@ -260,6 +261,8 @@ impl Gathered {
 struct Writer {
     paths: [PathBuf; 2],
     file: Option<File>,
+    /// What cannot be read was moved aside.
+    has_saved: bool,
     metrics: JournalMetrics,
     /// Time before which nothing more is written.
     pause_until: Instant,
@@ -290,6 +293,9 @@ impl Writer {
             // Changes that are queued from here on are written once more: that says nothing else.
             self.is_behind |= store.take_journal_missed();
             let is_ended = gathered.is_ended;
+            if !self.has_saved && (self.is_behind || !gathered.changes.is_empty()) {
+                self.save_unreadable();
+            }
             if self.is_behind {
                 let result = self.write_anew(store);
                 self.note_result(&result);
@@ -301,6 +307,20 @@ impl Writer {
             }
             if is_ended {
                 return;
+            }
+        }
+    }
+
+    /// Moves what an earlier run wrote and this one cannot read aside, before anything takes its place: a person may still save it.
+    fn save_unreadable(&mut self) {
+        self.has_saved = true;
+        for path in &self.paths {
+            // Nothing takes a folder's place.
+            let is_bad = |error: &io::Error| error.kind() != io::ErrorKind::NotFound && !path.is_dir();
+            if regular_file::open(path, File::options().read(true)).is_err_and(|error| is_bad(&error)) {
+                let aside = PathBuf::from(format!("{}.unreadable", path.display()));
+                let moved = fs::rename(path, &aside);
+                tracing::warn!(from = %path.display(), to = %aside.display(), ?moved, "moving the journal that cannot be read aside");
             }
         }
     }

@@ -1,7 +1,6 @@
 //! What explains: shards, finder, findings, and the servers' log.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,16 +154,7 @@ fn start_journal(
 ) -> Result<Journal, PipelineError> {
     let recorded = journal::read_what_can_be(&config.archive.dir);
     for (path, error) in &recorded.failed {
-        // The new journal must not take the place of what a person may still save.
-        let aside = PathBuf::from(format!("{}.unreadable", path.display()));
-        let moved = std::fs::rename(path, &aside);
         tracing::warn!(path = %path.display(), %error, "cannot read the findings of earlier runs");
-        match moved {
-            Ok(()) => tracing::warn!(path = %aside.display(), "moved the journal that cannot be read aside"),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot move it aside: it will be overwritten")
-            }
-        }
     }
     if recorded.unreadable > 0 {
         let [path, _] = journal::paths(&config.archive.dir);

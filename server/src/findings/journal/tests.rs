@@ -74,17 +74,26 @@ fn a_bad_older_file_does_not_hide_the_newer_one() {
     store.publish(finding("a1", 6, 3));
     drop(running);
     let [newer, older] = paths(dir.path());
-    fs::create_dir(&older).expect("a folder in its place");
+    std::os::unix::fs::symlink(&older, &older).expect("a circle in its place");
     let recorded = read_what_can_be(dir.path());
     assert_eq!((recorded.findings.len(), &recorded.failed[0].0), (1, &older));
     assert!(read(dir.path()).is_err(), "a replay compares with all or nothing");
+    // What is written next takes the place of nothing that cannot be read.
+    let again = Arc::new(FindingStore::new(100));
+    recorded.restore(&again);
+    let running = journal(dir.path(), &again);
+    again.publish(finding("b1", 7, 1));
+    drop(running);
+    assert!(dir.path().join("findings.jsonl.1.unreadable").is_symlink() && !older.is_symlink());
+    assert_eq!(read(dir.path()).expect("readable").findings.len(), 2);
     // Somebody has edited it.
     for edited in ["\"confidence\":1e308", "\"confidence\":-5.0"] {
         let text = fs::read_to_string(&newer).expect("it is there");
         let start = text.find("\"confidence\":").expect("it has one");
         let end = start + text[start..].find(',').expect("more follows");
         fs::write(&newer, format!("{}{edited}{}", &text[..start], &text[end..])).expect("written");
-        assert_eq!((read_what_can_be(dir.path()).findings.len(), read_what_can_be(dir.path()).unreadable), (0, 1));
+        let recorded = read_what_can_be(dir.path());
+        assert_eq!((recorded.findings.len(), recorded.unreadable), (1, 1), "the other one stays");
     }
 }
 
@@ -175,6 +184,7 @@ fn a_rewrite_keeps_both_files_bounded_and_the_newest_findings() {
     let mut writer = Writer {
         paths: paths(dir.path()),
         file: None,
+        has_saved: false,
         metrics: JournalMetrics::register(&Registry::new()).expect("fresh names"),
         pause_until: Instant::now(),
         is_behind: false,
