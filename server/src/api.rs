@@ -337,10 +337,11 @@ async fn list_events(
     });
     let end = once(()).map(move |()| {
         let outcome = ended.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let incomplete: Vec<_> = outcome.incomplete().into_iter().chain(unheard.iter().cloned()).collect();
         json!({ "end": {
             "events": outcome.events,
             "cut": outcome.is_cut,
-            "incomplete": render::incomplete_value(&outcome.incomplete().into_iter().chain(unheard.iter().cloned()).collect::<Vec<_>>()),
+            "incomplete": render::incomplete_value(&incomplete),
             "bytes_read": outcome.effort.bytes,
             "blocks_skipped": outcome.effort.blocks_skipped,
             "segments_skipped": outcome.effort.segments_skipped,

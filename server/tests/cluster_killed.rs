@@ -2,7 +2,7 @@
 
 use crate::cluster_support::*;
 use crate::cluster_whole::{findings_by_when, findings_when, limit_kill, member, ship, ship_by, status};
-use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL};
+use crate::correlate_node::{Node, SECOND};
 use crate::reconnect_storm::Running;
 use crate::whole_server::Whole;
 use tapio_wire::service::Finding;
@@ -32,10 +32,7 @@ async fn both_are_lost(is_emptied: bool) {
     nats.kill();
     limit_kill(&mut first, 101, 160 * SECOND);
     let entity = second.kube_container("Deployment/db", "shop/db-0", "c9");
-    let process = Process::init(entity, 500, "postgres");
-    second.oom(160 * SECOND, process, 64 * MIB, 64 * MIB);
-    second.exit(160 * SECOND + MS, process, SIGKILL);
-    second.lethal(161 * SECOND);
+    second.limit_kill(entity, 500, 160 * SECOND);
     ship_by(channel(&a).await, &first, 1).await;
     ship(&b, &second, 0).await;
     // SIGKILL: it can say nothing more.

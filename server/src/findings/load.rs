@@ -43,6 +43,7 @@ pub struct OwnPattern {
     pub is_built_in: bool,
 }
 
+/// `:4:11`; nothing for the file as a whole.
 fn shown(place: &TextPosition) -> String {
     if *place == TextPosition::default() { String::new() } else { format!(":{place}") }
 }
@@ -202,6 +203,7 @@ fn step_named(steps: &[StepFile], name: &str) -> Option<usize> {
     steps.iter().position(|step| *step.name == name)
 }
 
+/// Checks what a step says of itself.
 fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wrong> {
     let step = &file.steps[index];
     let refuse = |reason: &str| wrong(step.name.place(), format!("step {}: {reason}", *step.name));
@@ -232,9 +234,7 @@ fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wro
     for named in [&step.after, &step.before, &step.unless].into_iter().flatten() {
         let other = step_named(&file.steps, named).filter(|other| *other < anchor && !file.steps[*other].absent);
         if !(step.absent && index < anchor) || other.is_none() {
-            return refuse(
-                "`after`, `before`, `unless`: of an absent step before the anchor, name a present one before it",
-            );
+            return refuse("an absent step before the anchor names a present one there by `after`, `before`, `unless`");
         }
     }
     Ok(())
@@ -281,10 +281,7 @@ fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     for (index, step) in file.steps.iter().enumerate() {
         check_step(&file, index, anchor)?;
         let minus = file.confidence.minus.get(&*step.name).map(|minus| **minus);
-        let compiled = compile_step(step, kinds[index], index, anchor, &resolve, minus)?;
-        let named = |name: &Option<Placed<String>>| name.as_ref().and_then(|name| step_named(&file.steps, name));
-        let [after, before, unless] = [&step.after, &step.before, &step.unless].map(named);
-        steps.push(Step { after, before, unless, ..compiled });
+        steps.push(compile_step(&file.steps, kinds[index], index, anchor, &resolve, minus)?);
     }
     let one_of = one_of(&file)?;
     let ends = file.ends.iter().flat_map(|ends| ends.iter()).map(compile_end).collect::<Result<Vec<_>, Wrong>>()?;
@@ -369,13 +366,14 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
 }
 
 fn compile_step(
-    step: &StepFile,
+    steps: &[StepFile],
     kind: ClueKind,
     index: usize,
     anchor: usize,
     resolve: &Resolve<'_>,
     minus: Option<f64>,
 ) -> Result<Step, Wrong> {
+    let step = &steps[index];
     let mut conditions = Vec::new();
     for (name, condition) in &step.conditions {
         let located = |reason: String| (condition.place(), format!("step {}: {reason}", *step.name));
@@ -409,6 +407,7 @@ fn compile_step(
         }
         None => None,
     };
+    let named = |name: &Option<Placed<String>>| name.as_ref().and_then(|name| step_named(steps, name));
     Ok(Step {
         is_counted: step.count.is_some(),
         distinct,
@@ -426,9 +425,9 @@ fn compile_step(
         count_min: step.count.as_ref().map_or(1, |count| count.min.max(1)),
         optional: step.optional,
         absent: step.absent,
-        after: None,
-        before: None,
-        unless: None,
+        after: named(&step.after),
+        before: named(&step.before),
+        unless: named(&step.unless),
         minus: minus.unwrap_or(0.0),
     })
 }

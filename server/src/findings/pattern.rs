@@ -117,6 +117,7 @@ pub struct Same {
     pub is_own: bool,
 }
 
+/// One step.
 #[derive(Debug)]
 pub struct Step {
     pub name: String,

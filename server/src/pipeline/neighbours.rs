@@ -77,28 +77,25 @@ fn is_own(address: IpAddr) -> bool {
 }
 
 fn note(headless: &str, store: &FindingStore, others: Vec<String>) {
-    let (had_others, text) = (!store.unjoined().is_empty(), others.join(", "));
-    let has_others = !others.is_empty();
+    let text = others.join(", ");
     if !store.set_unjoined(others) {
         return;
     }
-    if has_others {
+    if !text.is_empty() {
         tracing::warn!(
             headless,
             others = text,
             "other servers run, and no log joins them: each explains only what its own nodes report; set cluster.url"
         );
-    } else if had_others {
+    } else {
         tracing::info!(headless, "this server is the only one again");
     }
 }
 
 /// What `/readyz` remarks of them.
 fn remark(store: &FindingStore) -> Option<String> {
-    let others = store.unjoined();
-    let is_alone = others.is_empty();
-    (!is_alone)
-        .then(|| format!("other servers run, and no log joins them (cluster.url is empty): {}", others.join(", ")))
+    let others = store.unjoined().join(", ");
+    (!others.is_empty()).then(|| format!("other servers run, and no log joins them (cluster.url is empty): {others}"))
 }
 
 #[cfg(test)]
