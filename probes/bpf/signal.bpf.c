@@ -107,6 +107,7 @@ int signal_sent(u64 *ctx)
 	struct task_struct *target = (struct task_struct *)ctx[2];
 	u8 result = ctx[4];
 	u64 sender, sender_cgroup, target_cgroup;
+	struct task_struct *task, *parent;
 	struct signal_record *record;
 	s32 code;
 
@@ -147,7 +148,11 @@ int signal_sent(u64 *ctx)
 	if (!record)
 		return 0;
 	record->sender_cgroup_id = sender_cgroup;
-	record->sender_start_time_ns = READ_CURRENT(current_task(), group_leader, start_boottime);
+	task = current_task();
+	record->sender_start_time_ns = READ_CURRENT(task, group_leader, start_boottime);
+	parent = READ_CURRENT(task, real_parent, group_leader);
+	record->sender_parent_pid = READ_CURRENT(task, real_parent, tgid);
+	task_comm(parent, record->sender_parent_comm);
 	record->header.cgroup_id = target_cgroup;
 	record->header.pid = tgid;
 	record->header.tid = pid;

@@ -150,7 +150,7 @@ record! {
 
 record! {
     /// A signal that can end a process was sent to the subject.
-    Signal, 112 {
+    Signal, 136 {
         header: Header,
         signal: u32,
         /// `si_code`; `SI_KERNEL` (0x80) when the kernel sent it without details.
@@ -175,8 +175,12 @@ record! {
         repeats: u32,
         /// When the sender started, `CLOCK_BOOTTIME`, nanoseconds; 0 where it is not known.
         sender_start_time_ns: u64,
+        /// Who started the sender, or adopted it when its parent ended.
+        sender_parent_pid: u32,
+        pad2: u32,
         comm: [u8; COMM_BYTES],
         sender_comm: [u8; COMM_BYTES],
+        sender_parent_comm: [u8; COMM_BYTES],
     }
 }
 

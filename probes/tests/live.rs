@@ -166,6 +166,9 @@ fn a_kill_from_outside_names_its_sender() {
     assert_eq!(signal.ns_pid, pid);
     assert_eq!(text(&signal.comm), "victim");
     assert_eq!(text(&signal.sender_comm), "sh");
+    assert_eq!(signal.sender_parent_pid, std::process::id());
+    let own = fs::read_to_string("/proc/self/comm").unwrap();
+    assert_eq!(text(&signal.sender_parent_comm), own.trim_end());
     assert_eq!((signal.pad, signal.repeats), (0, 0));
 
     let exit: Exit = session.wait_for(RecordKind::Exit, |exit: &Exit| exit.header.pid == pid);

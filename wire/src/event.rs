@@ -240,6 +240,9 @@ fields! {
         comm: Name,
         sender_pid: u32,
         sender_comm: Name,
+        /// [`Name`] plus one of the comm of the sender's parent; `init` for process 1, whatever it is called. 0: not known, as from
+        /// collectors that did not say it: these bytes were zero.
+        sender_parent: u32,
         sender_entity: EntityId,
         /// The kernel itself sent it.
         from_kernel: bool,

@@ -94,6 +94,7 @@ fn every_kind() -> Body {
                     comm: 0,
                     sender_pid: 99,
                     sender_comm: 1,
+                    sender_parent: 0,
                     sender_entity: 77,
                     from_kernel: false,
                     result: 0,
@@ -416,7 +417,7 @@ fn every_kind_of_version_3() -> Body {
     let mut body = every_kind_of_version_2();
     for event in &mut body.events {
         if let Detail::Signal(signal) = &mut event.body {
-            signal.repeats = 7;
+            (signal.repeats, signal.sender_parent) = (7, 2);
         }
     }
     let trouble =

@@ -253,6 +253,17 @@ pub fn sender_start_time_ns(bytes: &[u8], kind: RecordKind) -> u64 {
     read::<record::Signal>(bytes).map_or(0, |signal| signal.sender_start_time_ns)
 }
 
+/// The comm of who started a signal's sender, as the event has it.
+fn sender_parent(signal: &record::Signal, batch: &mut Batch) -> u32 {
+    let comm = match (signal.from_kernel, signal.sender_parent_pid) {
+        // Who was running has nothing to do with it.
+        (1.., _) => NO_NAME,
+        (0, 1) => batch.comm(b"init\0\0\0\0\0\0\0\0\0\0\0\0"),
+        (0, _) => batch.comm(&signal.sender_parent_comm),
+    };
+    comm.wrapping_add(1)
+}
+
 /// Fills in which part the subject has in its container.
 fn assign_role(
     bytes: &[u8],
@@ -397,6 +408,7 @@ fn lethal(
                 comm: batch.comm(&signal.comm),
                 sender_pid: signal.sender_pid,
                 sender_comm: batch.comm(&signal.sender_comm),
+                sender_parent: sender_parent(&signal, batch),
                 sender_entity: identity.resolve_other(signal.sender_cgroup_id, Lane::Lethal, &mut batch.body.entities),
                 from_kernel: signal.from_kernel != 0,
                 result: signal.result,

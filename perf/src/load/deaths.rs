@@ -115,8 +115,11 @@ impl Profile {
             pad: 0,
             repeats: 0,
             sender_start_time_ns: 0,
+            sender_parent_pid: 1,
+            pad2: 0,
             comm: comm(comm_text),
             sender_comm: comm(sender.comm),
+            sender_parent_comm: comm("systemd"),
         };
         pool.push_mortal(sent.as_bytes());
         if death == Death::OutOfMemory {

@@ -238,6 +238,9 @@ impl Profile {
             sender_start_time_ns: 0,
             comm: comm(comm_text),
             sender_comm: comm("containerd-shim"),
+            sender_parent_pid: 1,
+            pad2: 0,
+            sender_parent_comm: comm("systemd"),
         };
         pool.push(signal.as_bytes());
         let parent_pid = self.containers[container].first_pid;

@@ -1,7 +1,7 @@
 //! Deaths by a signal of somebody else.
 
 use super::scenario::{Caused, Scenario};
-use super::stage::{Pids, Stage};
+use super::stage::{Pids, RUNC, Stage};
 use crate::error::Error;
 use crate::inject::{Fault, crash};
 
@@ -100,6 +100,8 @@ pub const ALL: &[Scenario] = &[
     renamed("killed-by-a-container-called-earlyoom", |stage| by_other_container(stage, "earlyoom")),
     renamed("killed-by-a-session-called-runc", |stage| by_session(stage, "runc")),
     renamed("killed-by-a-session-called-earlyoom", |stage| by_session(stage, "earlyoom")),
+    renamed("killed-by-a-hosts-program-called-runc", |stage| by_renamed(stage, "runc")),
+    renamed("killed-by-a-hosts-program-called-earlyoom", |stage| by_renamed(stage, "earlyoom")),
 ];
 
 /// What `kill` calls SIGALRM, and a signal that only programs give a meaning.
@@ -132,7 +134,7 @@ const fn renamed(name: &'static str, cause: super::scenario::Cause) -> Scenario 
 
 /// The runtime sends a signal, and the container ends.
 fn by_runtime(stage: &mut Stage, pids: Pids, script: &str, signal: &str) -> Result<Caused, Error> {
-    signalled(stage, pids, script, "runc", None, |pid| format!("kill -{signal} {pid}"))
+    signalled(stage, pids, script, RUNC, None, |pid| format!("kill -{signal} {pid}"))
 }
 
 /// A container runs a script; a program of the host, in a unit or in none, sends it what `kill` says of its first process.
@@ -229,6 +231,11 @@ fn by_other_container(stage: &mut Stage, comm: &str) -> Result<Caused, Error> {
     signalled(stage, Pids::Own, "exec sleep 30", comm, Some(&other), |pid| format!("kill -KILL {pid}"))
 }
 
+/// A process of the host in no unit, which a person's shell could have started.
+fn by_renamed(stage: &mut Stage, comm: &str) -> Result<Caused, Error> {
+    signalled(stage, Pids::Own, "exec sleep 30", comm, None, |pid| format!("kill -KILL {pid}"))
+}
+
 fn by_session(stage: &mut Stage, comm: &str) -> Result<Caused, Error> {
     let session = Some("user.slice/user-1000.slice/session-3.scope");
     signalled(stage, Pids::Own, "exec sleep 30", comm, session, |pid| format!("kill -KILL {pid}"))
@@ -236,7 +243,7 @@ fn by_session(stage: &mut Stage, comm: &str) -> Result<Caused, Error> {
 
 fn ignored_usr1(stage: &mut Stage) -> Result<Caused, Error> {
     let kill = |pid| format!("kill -USR1 {pid}; sleep 2; kill -KILL {pid}");
-    signalled(stage, Pids::Own, "exec sleep 30", "runc", None, kill)
+    signalled(stage, Pids::Own, "exec sleep 30", RUNC, None, kill)
 }
 
 fn by_daemon(stage: &mut Stage, name: &str) -> Result<Caused, Error> {

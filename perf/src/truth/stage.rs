@@ -23,6 +23,8 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(20);
 /// How long cgroups outlive the victim, for those who look at them.
 const KEEP: Duration = Duration::from_millis(200);
+/// A container's runtime, as the container's shim starts it: see [`Stage::host`].
+pub const RUNC: &str = "containerd-shim/runc";
 /// Joins the cgroups of its first two arguments and becomes the rest.
 const ENTER: &str = "echo 0 >\"$1\"; [ -z \"$2\" ] || echo 0 >\"$2\"; ulimit -c 0; shift 2; exec \"$@\"";
 
@@ -239,7 +241,7 @@ impl Stage {
         let (v2, v1) = cgroups.join_files();
         let join: String =
             [Some(v2), v1].iter().flatten().map(|file| format!("echo 0 >{}; ", file.display())).collect();
-        self.host("runc", None, &format!("nsenter -t {} -p sh -c '{join} exec {command}'", actor.pid))
+        self.host(RUNC, None, &format!("nsenter -t {} -p sh -c '{join} exec {command}'", actor.pid))
     }
 
     /// A session as [`Self::session`] has it that goes on: a shell with this script.
@@ -270,12 +272,17 @@ impl Stage {
         Ok(cgroups.caused(&[&actor]))
     }
 
-    /// A process of the host with this name runs a shell script and ends.
+    /// A process of the host with this name runs a shell script and ends. `a/b` is a process `b` that a process `a` starts.
     pub fn host(&self, comm: &str, cgroup: Option<&str>, script: &str) -> Result<(), Error> {
-        let path = self.folder.path().join(comm);
-        if !path.exists() {
-            fs::copy("/bin/sh", &path).context(|| format!("write {}", path.display()))?;
+        let mut shells = Vec::new();
+        for name in comm.split('/') {
+            let path = self.folder.path().join(name);
+            if !path.exists() {
+                fs::copy("/bin/sh", &path).context(|| format!("write {}", path.display()))?;
+            }
+            shells.push(path);
         }
+        let (path, children) = (shells[0].clone(), &shells[1..]);
         let home = cgroup.map(|path| Cgroup::create(&self.hierarchies.v2, path, false)).transpose()?;
         let mut command = match &home {
             Some(home) => {
@@ -286,7 +293,11 @@ impl Stage {
             None => Command::new(&path),
         };
         // It is there for a while after what it did, for those who look at it.
-        command.args(["-c", &format!("{script}; sleep 0.3")]);
+        let script = format!("{script}; sleep 0.3");
+        match children {
+            [] => command.args(["-c", &script]),
+            [child, ..] => command.args(["-c", "\"$0\" -c \"$1\"; exit $?"]).arg(child).arg(&script),
+        };
         let mut process = Process::spawn(comm, command, self.folder.path().join("host.log"))?;
         let ended = process.wait(END_LIMIT);
         ended.map(|_| ()).ok_or_else(|| Error::Invalid(format!("{comm} did not end: {}", process.output())))

@@ -116,8 +116,11 @@ struct signal_record {
 	/* Signals of the same number to the same process that were not recorded since the record before. */
 	u32 repeats;
 	u64 sender_start_time_ns;
+	u32 sender_parent_pid;
+	u32 pad2;
 	char comm[COMM_BYTES];
 	char sender_comm[COMM_BYTES];
+	char sender_parent_comm[COMM_BYTES];
 };
 
 struct cgroup_record {

@@ -44,6 +44,25 @@ const RUNTIMES: [&str; 24] = [
     "lxd",
 ];
 
+/// Of these the programs that run for one step of a container's life. A runtime's daemon starts them, never a service manager.
+const STAGES: [&str; 4] = ["runc", "runc:*", "crun", "youki"];
+
+/// Programs that start and watch daemons, also on hosts without systemd. The first process is called `init` here, whatever its name.
+const STARTERS: [&str; 12] = [
+    "init",
+    "systemd",
+    "(sd-executor)",
+    "systemd-executo",
+    "machined",
+    "openrc-init",
+    "supervise-daemo",
+    "runsv",
+    "s6-supervise",
+    "dinit",
+    "monit",
+    "supervisord",
+];
+
 /// Units that run container runtimes, kubelet or the service manager: what they start is at its place there.
 const RUNTIME_UNITS: [&str; 17] = [
     "containerd.service",
@@ -116,10 +135,11 @@ pub fn lethal(
             let sender = topology.describe(node, signal.sender_entity.to_native());
             let sender_pid = signal.sender_pid.to_native();
             let sender_comm = name(signal.sender_comm.to_native());
+            let parent = signal.sender_parent.to_native().checked_sub(1).and_then(|name| frame.body().name(name));
             let sender_class = if signal.from_kernel {
                 SenderClass::Kernel
             } else {
-                classify(&entity, pid, &sender, sender_pid, &sender_comm)
+                classify(&entity, pid, &Sender { entity: &sender, pid: sender_pid, comm: &sender_comm, parent })
             };
             ClueDetail::Kill(Kill {
                 signal: signal.signal.to_native(),
@@ -225,13 +245,16 @@ fn clue(
     }
 }
 
-fn classify(
-    target: &EntityInfo,
-    target_pid: u32,
-    sender: &EntityInfo,
-    sender_pid: u32,
-    sender_comm: &str,
-) -> SenderClass {
+/// Who sent a signal. `parent` is the comm of the process that started it, where the collector says that.
+struct Sender<'a> {
+    entity: &'a EntityInfo,
+    pid: u32,
+    comm: &'a str,
+    parent: Option<&'a str>,
+}
+
+fn classify(target: &EntityInfo, target_pid: u32, by: &Sender) -> SenderClass {
+    let &Sender { entity: sender, pid: sender_pid, comm: sender_comm, .. } = by;
     let in_container = matches!(sender.kind, Some(EntityKind::Container | EntityKind::Pod));
     // A pod's own cgroup holds what the runtime puts beside its containers: CRI-O's conmon, a virtual machine's shim.
     let beside_containers = sender.kind == Some(EntityKind::Pod) && sender.id == target.pod_id();
@@ -243,10 +266,10 @@ fn classify(
         SenderClass::Same
     } else if in_container {
         SenderClass::Outside
-    } else if is_one_of(&OOM_DAEMONS, sender_comm) && is_at_its_place(sender, target, &[&OOM_DAEMONS]) {
+    } else if is_one_of(&OOM_DAEMONS, sender_comm) && is_at_its_place(by, target, &[&OOM_DAEMONS]) {
         SenderClass::OomDaemon
     } else if sender_pid == 1
-        || is_one_of(&RUNTIMES, sender_comm) && is_at_its_place(sender, target, &[&RUNTIME_UNITS, &MONITOR_SCOPES])
+        || is_one_of(&RUNTIMES, sender_comm) && is_at_its_place(by, target, &[&RUNTIME_UNITS, &MONITOR_SCOPES])
     {
         SenderClass::Runtime
     } else {
@@ -254,10 +277,11 @@ fn classify(
     }
 }
 
-/// Whether a process that bears the name of a runtime or a daemon runs where such a one does: outside of any unit, in one of
-/// `units`, or, where a user runs containers, in that user's slice as its target. A name is taken by anybody; a person's session
-/// is not that place.
-fn is_at_its_place(sender: &EntityInfo, target: &EntityInfo, units: &[&[&str]]) -> bool {
+/// Whether a process that bears the name of a runtime or a daemon runs where such a one does: in one of `units`; where a user runs
+/// containers, in that user's slice as its target; or outside of any unit, as a child of who starts such processes. A name is taken
+/// by anybody; a person's session is not that place, and a person's shell starts no runtime.
+fn is_at_its_place(by: &Sender, target: &EntityInfo, units: &[&[&str]]) -> bool {
+    let sender = by.entity;
     let user_slice = |cgroup: &str| {
         cgroup.split('/').find(|part| part.starts_with("user-") && part.ends_with(".slice")).map(str::to_owned)
     };
@@ -269,7 +293,11 @@ fn is_at_its_place(sender: &EntityInfo, target: &EntityInfo, units: &[&[&str]]) 
             let name = sender.name.strip_suffix(".service").unwrap_or(&sender.name);
             units.iter().any(|units| is_one_of(units, &sender.name) || is_one_of(units, name))
         }
-        _ => true,
+        // A collector of an earlier version does not say whose child it is.
+        _ => by.parent.is_none_or(|parent| {
+            is_one_of(&RUNTIMES, parent) && !is_one_of(&STARTERS, parent)
+                || !is_one_of(&STAGES, by.comm) && is_one_of(&STARTERS, parent)
+        }),
     }
 }
 
@@ -286,12 +314,37 @@ mod tests {
         EntityInfo { kind: Some(kind), name: name.into(), cgroup: cgroup.into(), ..EntityInfo::unknown(&node, id) }
     }
 
+    /// The class of a sender beside a target.
+    fn by(target: &EntityInfo, entity: &EntityInfo, comm: &str, parent: Option<&str>) -> &'static str {
+        classify(target, 50, &Sender { entity, pid: 60, comm, parent }).name()
+    }
+
+    #[test]
+    fn without_a_unit_a_runtime_is_known_by_its_parent() {
+        let target = entity(EntityKind::Container, 1, "web", "/kubepods/pod1/c1");
+        for place in
+            [entity(EntityKind::Host, 2, "/", "/"), entity(EntityKind::Host, 2, "/system/runtime", "/system/runtime")]
+        {
+            let class = |comm: &str, parent: &str| by(&target, &place, comm, Some(parent));
+            assert_eq!(class("runc", "containerd-shim"), "runtime");
+            assert_eq!(class("runc:[2:INIT]", "runc"), "runtime");
+            assert_eq!(class("containerd-shim", "init"), "runtime");
+            assert_eq!(class("kubelet", "supervise-daemo"), "runtime");
+            assert_eq!(class("earlyoom", "init"), "oom_daemon");
+            for (comm, parent) in [("runc", "bash"), ("containerd-shim", "sh"), ("earlyoom", "bash"), ("runc", "init")]
+            {
+                assert_eq!(class(comm, parent), "outside", "{comm} of {parent}: a name that anybody can take");
+            }
+        }
+        let unit = entity(EntityKind::Unit, 2, "containerd.service", "/system.slice/containerd.service");
+        assert_eq!(by(&target, &unit, "containerd", Some("sh")), "runtime", "known by its unit");
+    }
+
     #[test]
     fn a_sender_is_known_by_place_not_by_name_alone() {
         let target = entity(EntityKind::Container, 1, "web", "/kubepods/pod1/c1");
-        let class = |kind, name: &str, cgroup: &str, comm: &str| {
-            classify(&target, 50, &entity(kind, 2, name, cgroup), 60, comm).name()
-        };
+        let class =
+            |kind, name: &str, cgroup: &str, comm: &str| by(&target, &entity(kind, 2, name, cgroup), comm, None);
         let unit = |name: &str, comm: &str| class(EntityKind::Unit, name, &format!("/system.slice/{name}"), comm);
         assert_eq!(unit("containerd.service", "containerd-shim"), "runtime");
         assert_eq!(unit("k3s-agent.service", "k3s-agent"), "runtime");
@@ -313,16 +366,12 @@ mod tests {
         assert_eq!(unit("kubepods-watch.service", "runc"), "outside");
         let within = EntityInfo { parent: 9, ..entity(EntityKind::Container, 1, "web", "/kubepods/pod1/c1") };
         let beside = |pod: u64, comm: &str| {
-            classify(&within, 50, &entity(EntityKind::Pod, pod, "pod1", "/kubepods/pod1/crio-conmon-1"), 60, comm)
-                .name()
+            by(&within, &entity(EntityKind::Pod, pod, "pod1", "/kubepods/pod1/crio-conmon-1"), comm, None)
         };
         assert_eq!((beside(9, "conmon"), beside(9, "sh"), beside(8, "conmon")), ("runtime", "same", "outside"));
         let rootless =
             entity(EntityKind::Container, 1, "web", "/user.slice/user-1000.slice/user@1000.service/libpod-1.scope");
-        assert_eq!(
-            classify(&rootless, 50, &entity(EntityKind::Unit, 2, "session-3.scope", session), 60, "podman").name(),
-            "runtime"
-        );
+        assert_eq!(by(&rootless, &entity(EntityKind::Unit, 2, "session-3.scope", session), "podman", None), "runtime");
     }
 
     #[test]

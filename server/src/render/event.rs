@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::net::Ipv6Addr;
 
 use serde_json::Value;
-use tapio_wire::event::{ArchivedBody, ArchivedCurve, ArchivedDetail, ArchivedEvent, FieldValue, Kind};
+use tapio_wire::event::{ArchivedBody, ArchivedCurve, ArchivedDetail, ArchivedEvent, FieldValue, Kind, NO_NAME};
 use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::Event;
 use tapio_wire::wait_status::{Ending, ending};
@@ -130,7 +130,17 @@ fn order(kind: Kind) -> Order {
             &["ns_level", "role", "allocator_inside"],
         ),
         Kind::Signal => (
-            &["signal", "comm", "from_kernel", "sender_comm", "sender_pid", "sender_entity", "code", "result"],
+            &[
+                "signal",
+                "comm",
+                "from_kernel",
+                "sender_comm",
+                "sender_pid",
+                "sender_parent",
+                "sender_entity",
+                "code",
+                "result",
+            ],
             &["role", "over_cpu_limit", "repeats"],
         ),
         Kind::Tcp => (&["change", "source", "source_port", "destination", "destination_port", "active"], &[]),
@@ -206,6 +216,10 @@ fn instead(body: &ArchivedBody, event: &ArchivedEvent, name: &str, value: FieldV
         (Detail::Exit(e), "start_time_ns") => vec![("lived_ns", lasted_since(e.start_time_ns.to_native()))],
         (Detail::Exit(e), "status") => status(e.status.to_native()),
         (Detail::Signal(e), "signal") => signal(e.signal.to_native()),
+        (Detail::Signal(e), "sender_parent") => {
+            let parent = e.sender_parent.to_native().checked_sub(1);
+            vec![("sender_parent", plain(body, FieldValue::Name(parent.unwrap_or(NO_NAME))))]
+        }
         (Detail::SignalDelivered { signal: number, .. }, "signal") => signal(number.to_native()),
         (Detail::Tcp(e), "change") => vec![("change", tcp_change(e.change))],
         (Detail::Histogram(e), "measure") => vec![("measure", Value::from(e.measure.get().name()))],

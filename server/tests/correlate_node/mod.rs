@@ -260,6 +260,7 @@ impl Node {
             comm,
             sender_pid: from.pid,
             sender_comm,
+            sender_parent: 0,
             sender_entity: from.entity,
             from_kernel: sender.is_none(),
             result: 0,

@@ -156,6 +156,7 @@ impl Bodies {
             comm,
             sender_pid: if from_kernel { 0 } else { 77 },
             sender_comm: if from_kernel { NO_NAME } else { sender_comm },
+            sender_parent: 0,
             sender_entity: if from_kernel { 0 } else { UNIT },
             from_kernel,
             result: 0,

@@ -72,3 +72,22 @@ fn every_kind_has_the_lane_of_its_event() {
         assert_eq!(batch.body.events[0].kind().lane(), lane(kind), "{kind:?}");
     }
 }
+
+#[test]
+fn a_signal_names_its_senders_parent_unless_the_kernel_sent_it() {
+    let mut signal = record::Signal::new_zeroed();
+    signal.header.kind = RecordKind::Signal as u16;
+    signal.header.size = size_of::<record::Signal>() as u16;
+    (signal.sender_comm, signal.sender_parent_comm) = (record::comm("runc"), record::comm("bash"));
+    let mut parent = |pid: u32, from_kernel: u8| {
+        (signal.sender_parent_pid, signal.from_kernel) = (pid, from_kernel);
+        let mut batch = Batch::default();
+        run(signal.as_bytes(), &mut batch).expect("well formed");
+        let Detail::Signal(sent) = &batch.body.events[0].body else { panic!("a signal") };
+        let name = sent.sender_parent.checked_sub(1)?;
+        Some(batch.body.names[name as usize].clone())
+    };
+    assert_eq!(parent(55, 0).as_deref(), Some("bash"));
+    assert_eq!(parent(1, 0).as_deref(), Some("init"), "whatever the first process is called");
+    assert_eq!(parent(55, 1), None);
+}
