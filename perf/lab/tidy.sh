@@ -6,7 +6,7 @@ set -euo pipefail
 shopt -s lastpipe
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 declare -A bound=(
-  [sentences over 30 words in documents]=0 [documents whose median sentence has over 18 words]=0 [table cells over 30 words]=24
+  [sentences over 30 words in documents]=0 [documents whose median sentence has over 18 words]=0 [table cells over 30 words]=0
   [sentences over 30 words in pattern texts]=0 [sentences over 30 words in comments]=0
   [comments that say no more than See the module]=0 [test names over 10 words]=0 [commit subjects over 72 characters]=0
   [cycles of modules within a crate]=0 [imports that climb between the folders of the collector]=0

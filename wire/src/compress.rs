@@ -8,12 +8,11 @@ use crate::rows;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// Events as rows of numbers without what repeats, which takes fewer bytes than lz4 and a fraction of its time; other text
-    /// by lz4.
+    /// Events as rows of numbers, smaller and faster than lz4; other text by lz4.
     Rows,
     /// lz4 block format, no size prefix.
     Lz4,
-    /// Body as it is.
+    /// Not at all.
     None,
 }
 

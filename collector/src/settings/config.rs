@@ -135,13 +135,13 @@ pub struct GrpcSection {
     /// A bearer token for the server, like a projected service account's; it may change at any time.
     #[schemars(example = "/var/run/secrets/tokens/tapio")]
     pub token_file: Option<PathBuf>,
-    /// Whether the token may travel in the clear, where TLS is off: whoever reads the wire can use it until it expires. Without
-    /// this a token goes in the clear to this machine only.
+    /// Whether the token may travel in the clear, where TLS is off; whoever reads it can use it until it expires. By default it
+    /// does so to this machine only.
     pub token_without_tls: bool,
     /// Events in a frame.
     pub max_batch_size: usize,
-    /// How long an event may wait for others of its frame at the most: once there are a few hundred they leave. An urgent one
-    /// does not wait: an OOM kill, a signal, a death.
+    /// The longest that an event waits for others of its frame; a frame with a few hundred leaves sooner. OOM kills, signals and
+    /// deaths do not wait.
     #[serde(deserialize_with = "units::duration")]
     pub batch_timeout: Duration,
     /// Whether a stream that broke is opened again.

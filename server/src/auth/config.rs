@@ -22,7 +22,7 @@ pub struct AuthSection {
     /// Tokens of Kubernetes, about which the API server is asked. A section whose keys are all comments asks by its defaults.
     #[serde(deserialize_with = "named")]
     pub token_review: Option<TokenReviewSection>,
-    /// What says for which node a stream may ship.
+    /// What says which node a stream ships for.
     pub node_identity: NodeIdentity,
 }
 
@@ -67,16 +67,16 @@ impl Default for TokenReviewSection {
     }
 }
 
-/// What says for which node a stream may ship.
+/// What says which node a stream ships for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeIdentity {
-    /// The node that a reviewed token's pod runs on, and a certificate for `system:node:NAME`; where neither names one, the hello.
+    /// Token and certificate; else the hello.
     #[default]
     Auto,
-    /// The client's certificate: its common name or a DNS name in it must be the node's.
+    /// A name in the client's certificate.
     Certificate,
-    /// The reviewed token: its pod must run on the node.
+    /// The node of the token's pod.
     Token,
 }
 

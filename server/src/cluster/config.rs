@@ -28,15 +28,15 @@ pub struct ClusterSection {
     /// This server's name among the servers; default: the machine's name, which is the pod's.
     #[schemars(example = "tapio-server-0")]
     pub server: Option<String>,
-    /// Where other servers reach this one's gRPC, HOST:PORT. Default: the address from which this machine reaches NATS, or, where
-    /// NATS has no address yet, other networks; and the port of gRPC.
+    /// Where other servers reach this one's gRPC, HOST:PORT. Default: this machine's address towards NATS, or towards other
+    /// networks where NATS has none yet, with the port of gRPC.
     #[schemars(example = "10.0.0.7:9090")]
     pub advertise: Option<String>,
     /// TLS to the other servers, where `server.tls_enabled` is set.
     #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub peer_tls: Option<ClientFiles>,
-    /// Whether a server passes the asker's token on to the others in the clear, where `server.tls_enabled` is not set. It goes to
-    /// the addresses that are in the log. Only with `server.auth.token_review` and without `server.auth.token_file`.
+    /// Whether a server passes the asker's token on in the clear, to the addresses in the log, where `server.tls_enabled` is not
+    /// set. Needs `server.auth.token_review` without `server.auth.token_file`.
     pub token_without_tls: bool,
     /// The user at NATS.
     #[schemars(example = &"tapio")]

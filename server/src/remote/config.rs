@@ -41,9 +41,8 @@ pub struct RemoteSection {
     pub region: Option<String>,
     /// Whether `endpoint` may be `http://`: events then travel in the clear.
     pub allow_http: bool,
-    /// A file with credentials, instead of the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`) and web identity. S3: lines
-    /// `aws_access_key_id = …`, `aws_secret_access_key = …`, read again for each request. Google: the service account's JSON.
-    /// Azure: the account's key.
+    /// A file with credentials, instead of the environment and web identity. S3 (read for each request): `aws_access_key_id = …`
+    /// and `aws_secret_access_key = …`. Google: the account's JSON. Azure: the key.
     #[schemars(example = "/etc/tapio/remote/credentials")]
     pub credentials_file: Option<PathBuf>,
     /// The certificates of the CA that signs the service's certificate; default: those of the machine.

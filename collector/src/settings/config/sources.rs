@@ -40,9 +40,8 @@ pub struct EbpfSection {
     /// The shortest nap of the reader between looks at the rings while there is traffic.
     #[serde(deserialize_with = "units::duration")]
     pub linger: Duration,
-    /// Records of process starts and ends, signals and cgroup changes that one cgroup may cause in a second, on average; a quarter
-    /// of them at once. The collector counts the rest without recording it, and a finding names the cgroup. So one workload cannot
-    /// hide the deaths of another. OOM kills are always recorded. 0 means no limit.
+    /// Records of process starts and ends, signals and cgroup changes that one cgroup may cause a second. A finding names a cgroup
+    /// beyond it. OOM kills always pass. 0: unlimited.
     pub cgroup_records_per_second: u32,
     /// How often what the kernel sums up (histograms, counts) is fetched.
     #[serde(deserialize_with = "units::duration")]
@@ -56,7 +55,7 @@ pub struct EbpfSection {
     /// Prefixes of paths whose opening is reported, besides kubelet's volumes of secrets, config maps and projections.
     #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
     pub audited_paths: Vec<String>,
-    /// What is reported of the programs that processes start.
+    /// What is reported of programs that processes start.
     pub exec_arguments: ExecArguments,
     /// Names of what is secret among arguments, besides the built-in ones; `*` stands for anything.
     #[schemars(example = ["*_pin", "licence"])]
