@@ -26,7 +26,7 @@ cargo test --locked --workspace --lib
 targets=() skipped=()
 for crate in "${changed[@]}"; do
   case $crate in
-    wire) targets+=(--test frames) ;;
+    wire) targets+=(--test fields --test frames) ;;
     # Its tests drive the programs, which are built with their crates' tests. A skipped name is any part of a test's, so perf's
     # tests run by themselves.
     perf)
