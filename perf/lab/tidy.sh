@@ -13,8 +13,7 @@ declare -A bound=(
   [prints that panic where nobody reads]=0 [lines of docs/architecture.md over 250]=0 [files over 500 lines]=2
   [functions over 80 lines]=7
 )
-verbose=${1:-}
-failed=0
+verbose=${1:-} failed=0
 # Reads places, one a line, and compares how many they are with the bound.
 count() {
   local what=$1 places n
@@ -39,8 +38,7 @@ sentences='
   function add(line) { if (text == "") { where = FILENAME; at = FNR }; text = text " " line }
   END { flush() }'
 long() { awk -F'\t' '$3 > 30 { print $1 ":" $2 ": " $3 " words: " $4 }'; }
-sources() { git ls-files '*.rs' '*.c' '*.h'; }
-pages() { git ls-files 'README.md' 'docs/*.md' 'deploy/*.md'; }
+sources() { git ls-files '*.rs' '*.c' '*.h'; }; pages() { git ls-files 'README.md' 'docs/*.md' 'deploy/*.md'; }
 
 documents=$(pages | grep -v -e docs/configuration.md -e docs/metrics.md | xargs awk "$sentences"'
   FNR == 1 { flush(); is_code = 0 }

@@ -66,7 +66,6 @@ pub struct FloodReport {
     pub collector_cpu_share: f64,
     pub floods: usize,
     /// Floods that have a finding.
-    #[serde(rename = "floods_told")]
     pub floods_found: usize,
     pub lethal_ring_full: u64,
     pub unexplained: i64,

@@ -38,7 +38,6 @@ pub struct TroubleFinding {
 /// What became of it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct TroublesReport {
-    #[serde(rename = "told")]
     pub findings: Vec<TroubleFinding>,
     /// Samples of the curve that a container had before it died.
     pub curve_points: usize,

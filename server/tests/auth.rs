@@ -308,7 +308,7 @@ async fn where_reviews_name_no_node_the_pod_does() {
     // A server that may not read pods knows as little as before; one that gets no answer lets nobody in.
     *cluster.pods_failure.lock().unwrap() = Some(StatusCode::FORBIDDEN);
     guarded.ship("bound", "node-2").await.expect("the hello is believed");
-    assert_eq!(guarded.server.metric("tapio_server_token_nodes_untold_total", &[]), 1.0);
+    assert_eq!(guarded.server.metric("tapio_server_token_nodes_unknown_total", &[]), 1.0);
     *cluster.pods_failure.lock().unwrap() = Some(StatusCode::INTERNAL_SERVER_ERROR);
     let status = guarded.ship("bound", "node-1").await.expect_err("not let in");
     assert_eq!(status.code(), Code::Unavailable, "{status}");

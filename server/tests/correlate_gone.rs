@@ -266,7 +266,7 @@ fn pods_leaving_a_cordoned_node_are_one_probable_drain() {
 }
 
 #[test]
-fn a_failed_hook_is_told_beside_the_deletion() {
+fn a_failed_hook_is_found_beside_the_deletion() {
     let mut node = Node::new("n1");
     let container = node.kube_container("Deployment/web", "shop/web-1", "c1");
     let pod = node.kube_pod("Deployment/web", "shop/web-1");

@@ -200,7 +200,7 @@ fn stopped_inside(stage: &mut Stage) -> Result<Caused, Error> {
     inside(stage, &format!("(sleep 0.3; kill -TERM 1) & {OBEY}"))
 }
 
-/// A process of the host writes into a pipe, of which the container's first process asked to be told by a signal.
+/// A process of the host writes into a pipe, of which the container's first process asked for a signal.
 fn by_pipe(stage: &mut Stage, signal: u8) -> Result<Caused, Error> {
     let name = format!("asynchronous-reader-{signal}");
     let program = stage.program(&name, crash::asynchronous_reader_program(signal))?;

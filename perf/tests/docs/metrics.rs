@@ -28,7 +28,7 @@ const CONDITIONAL: &[(&str, &str)] = &[
     ("tapio_server_findings_published_total", "with the first finding"),
     ("tapio_server_findings_total", "with the first finding"),
     ("tapio_server_ingest_refused_total", "with the first refusal"),
-    ("tapio_server_token_nodes_untold_total", "with `server.auth.token_review`"),
+    ("tapio_server_token_nodes_unknown_total", "with `server.auth.token_review`"),
     ("tapio_server_token_review_cache_entries", "with `server.auth.token_review`"),
     ("tapio_server_token_review_cache_hits_total", "with `server.auth.token_review`"),
     ("tapio_server_token_review_seconds", "with `server.auth.token_review`"),

@@ -77,8 +77,8 @@ fn is_cordoned(tapio: &Beside, is_it: bool) {
 }
 
 #[test]
-fn drains_and_taints_of_a_node_are_told() {
-    if !has_node("drains_and_taints_of_a_node_are_told") {
+fn drains_and_taints_of_a_node_are_found() {
+    if !has_node("drains_and_taints_of_a_node_are_found") {
         return;
     }
     let tapio = Beside::start();
@@ -118,8 +118,8 @@ fn drains_and_taints_of_a_node_are_told() {
 }
 
 #[test]
-fn a_kubelet_and_a_runtime_that_hang_are_told() {
-    let name = "a_kubelet_and_a_runtime_that_hang_are_told";
+fn a_kubelet_and_a_runtime_that_hang_are_found() {
+    let name = "a_kubelet_and_a_runtime_that_hang_are_found";
     if !has_node(name) {
         return;
     }

@@ -58,7 +58,7 @@ impl FirstContact {
         Self { until: (frames == 0).then(|| Instant::now() + within) }
     }
 
-    /// Returns the kind of events of an epoch; `has_epoch` tells whether the books have the epoch.
+    /// Returns the kind of events of an epoch; `has_epoch` is true if the books have the epoch.
     pub fn kind(&self, has_epoch: bool) -> ElsewhereKind {
         match self.until {
             Some(until) if !has_epoch && Instant::now() < until => ElsewhereKind::EmptyArchive,

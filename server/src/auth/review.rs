@@ -82,7 +82,7 @@ impl ReviewMetrics {
             )?,
             entries: IntGaugeVec::new(entries, &["result"])?,
             nodes_unknown: IntCounter::new(
-                "tapio_server_token_nodes_untold_total",
+                "tapio_server_token_nodes_unknown_total",
                 "Accepted tokens whose node is unknown because RBAC denies reading their pod.",
             )?,
         };

@@ -331,7 +331,7 @@ pub fn fact(
         }
         ArchivedDetail::LogLines(log) => {
             let lines: Vec<&str> = log.lines.iter().filter_map(|line| frame.body().name(line.to_native())).collect();
-            fields.number("lines_told", lines.len() as u64);
+            fields.number("line_count", lines.len() as u64);
             let text = lines.join(" | ");
             // The newest say most.
             let text = &text[text.ceil_char_boundary(text.len().saturating_sub(LOG_BYTES_MAX))..];

@@ -149,7 +149,7 @@ impl Alertmanager {
         posted.insert(finding.id.clone(), labels);
     }
 
-    /// Posts to every instance. They tell one another what they notify, and each gets what stands again: one that has it is enough.
+    /// Posts to every instance. They share what they notify, and each gets what stands again: one that has it is enough.
     async fn post(&self, body: &str) -> Result<(), SinkError> {
         // Before the whole delivery is given up for one that does not answer.
         let limit = self.section.timeout / 2;

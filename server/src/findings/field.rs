@@ -292,7 +292,7 @@ fields! {
     CpuMilli => "cpu_milli", Number, CURVE;
     /// What a container wrote last.
     Lines => "lines", Text, &[ClueKind::LogLines];
-    LinesTold => "lines_told", Number, &[ClueKind::LogLines];
+    LineCount => "line_count", Number, &[ClueKind::LogLines];
     FoundGone => "found_gone", Number, &[ClueKind::Gap];
     /// Above the threshold, and not yet below the lower one.
     Full => "full", Flag, CONNTRACK;

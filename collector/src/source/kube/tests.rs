@@ -56,7 +56,7 @@ fn what_keeps_a_container_from_running_is_reported_again() {
         ("Pending", waiting("CreateContainerConfigError"), Value::Null, true),
         ("Running", waiting("CrashLoopBackOff"), ended("StartError"), true),
         ("Running", ended("StartError"), Value::Null, true),
-        // On their way, running, or told by their ends.
+        // On their way, running, or known by their ends.
         ("Pending", waiting("ContainerCreating"), Value::Null, false),
         ("Running", json!({"running": {"startedAt": LONG_AGO}}), ended("StartError"), false),
         ("Running", waiting("CrashLoopBackOff"), ended("Error"), false),
