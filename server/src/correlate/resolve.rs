@@ -277,9 +277,9 @@ fn classify(target: &EntityInfo, target_pid: u32, by: &Sender) -> SenderClass {
     }
 }
 
-/// Whether a process that bears the name of a runtime or a daemon runs where such a one does: in one of `units`; where a user runs
-/// containers, in that user's slice as its target; or outside of any unit, as a child of who starts such processes. A name is taken
-/// by anybody; a person's session is not that place, and a person's shell starts no runtime.
+/// Whether a process that bears the name of a runtime or a daemon runs where such a one does: a name is taken by anybody. Where a
+/// user runs containers, it is in that user's slice, as its target. Else it is in one of `units`, or in none and a child of who
+/// starts such processes. That is neither a person's session nor a shell.
 fn is_at_its_place(by: &Sender, target: &EntityInfo, units: &[&[&str]]) -> bool {
     let sender = by.entity;
     let user_slice = |cgroup: &str| {

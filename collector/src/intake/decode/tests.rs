@@ -74,7 +74,7 @@ fn every_kind_has_the_lane_of_its_event() {
 }
 
 #[test]
-fn a_signal_names_its_senders_parent_unless_the_kernel_sent_it() {
+fn a_signal_by_a_process_names_its_senders_parent() {
     let mut signal = record::Signal::new_zeroed();
     signal.header.kind = RecordKind::Signal as u16;
     signal.header.size = size_of::<record::Signal>() as u16;
