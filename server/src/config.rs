@@ -308,11 +308,9 @@ impl Config {
         if let Err((key, problem)) = self.deliver.validate() {
             return invalid(key, problem);
         }
-        if self.deliver.webhook.is_some() && !self.correlation.enabled {
-            return invalid(
-                "deliver.webhook",
-                "without correlation.enabled nothing is found that could be sent".into(),
-            );
+        let delivers = self.deliver.webhook.is_some() || !self.deliver.chats.is_empty();
+        if delivers && !self.correlation.enabled {
+            return invalid("deliver", "without correlation.enabled nothing is found that could be sent".into());
         }
         if self.cluster.token_without_tls && (self.server.tls_enabled || self.cluster.peer_tls.is_some()) {
             return invalid("cluster.token_without_tls", "servers with TLS pass tokens on by cluster.peer_tls".into());

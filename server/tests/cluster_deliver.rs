@@ -419,7 +419,7 @@ struct Held {
 }
 
 impl Sink for Held {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         self.name
     }
 

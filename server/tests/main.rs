@@ -40,6 +40,7 @@ mod correlate_states_end;
 mod correlate_truth;
 mod correlate_truth_signals;
 mod deliver_alertmanager;
+mod deliver_chat;
 mod deliver_kubernetes_events;
 mod descriptors;
 mod event_fields;

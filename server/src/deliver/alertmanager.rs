@@ -188,7 +188,7 @@ pub(super) fn alert_name(pattern: &str) -> String {
 }
 
 impl Sink for Alertmanager {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "alertmanager"
     }
 
@@ -208,6 +208,10 @@ impl Sink for Alertmanager {
             self.note(finding, labels);
             Ok(())
         })
+    }
+
+    fn wants(&self, finding: &Finding) -> bool {
+        self.section.only.names(finding)
     }
 
     fn repeats(&self) -> Option<Duration> {

@@ -1,15 +1,17 @@
 //! `deliver:` of the server's configuration.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::Uri;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tapio_wire::program::tls::ClientFiles;
 use tapio_wire::program::units;
 
+use super::only::OnlySection;
 use crate::findings::Severity;
 
 /// `deliver:`
@@ -19,6 +21,8 @@ pub struct DeliverSection {
     /// Where findings are sent, each version of each finding at least once, by the server that leads.
     #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub webhook: Option<WebhookSection>,
+    /// Channels of chats that get findings as messages, by a name of yours: small letters, digits and `-`.
+    pub chats: BTreeMap<String, ChatSection>,
     /// Alertmanagers that get each finding as an alert.
     #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub alertmanager: Option<AlertmanagerSection>,
@@ -55,7 +59,10 @@ pub struct AlertmanagerSection {
     /// A file with a token that is sent as `authorization: Bearer …`, over TLS only; read again for each alert.
     #[schemars(example = "/etc/tapio/alertmanager/token")]
     pub token_file: Option<PathBuf>,
-    /// TLS to `https://` addresses.
+    /// The findings that it gets.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
+    pub only: OnlySection,
+    /// TLS to `https://` addresses; by default the machine's CAs are trusted.
     pub tls: Option<ClientFiles>,
     /// How long an instance may take to answer.
     #[serde(deserialize_with = "units::duration")]
@@ -79,6 +86,7 @@ impl Default for AlertmanagerSection {
         Self {
             urls: Vec::new(),
             token_file: None,
+            only: OnlySection::default(),
             tls: None,
             timeout: Duration::from_secs(10),
             repeat: Duration::from_secs(60),
@@ -98,6 +106,86 @@ impl AlertmanagerSection {
     }
 }
 
+/// The kinds of chats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChatKind {
+    /// An incoming webhook of Slack.
+    #[default]
+    Slack,
+    /// A Teams workflow that starts when a webhook request is received.
+    Teams,
+}
+
+/// `deliver.chats.NAME:`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChatSection {
+    /// What it is: `slack` or `teams`.
+    pub kind: ChatKind,
+    /// A file with the address to post to. Whoever knows that may write to the channel. It is read again for each message.
+    #[schemars(example = "/etc/tapio/chats/oncall")]
+    pub url_file: PathBuf,
+    /// The findings that it gets.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
+    pub only: OnlySection,
+    /// Messages a minute; what comes faster waits.
+    pub per_minute: u32,
+    /// Where people reach this server's HTTP port: the address that a message links to.
+    #[schemars(example = "https://tapio.example.com")]
+    pub page_url: Option<String>,
+    /// TLS to the address; by default the machine's CAs are trusted.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
+    pub tls: Option<ClientFiles>,
+    /// How long the chat may take to answer.
+    #[serde(deserialize_with = "units::duration")]
+    pub timeout: Duration,
+}
+
+impl Default for ChatSection {
+    fn default() -> Self {
+        Self {
+            kind: ChatKind::default(),
+            url_file: PathBuf::new(),
+            only: OnlySection::default(),
+            per_minute: 20,
+            page_url: None,
+            tls: None,
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ChatSection {
+    fn validate(&self, name: &str) -> Result<(), Wrong> {
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if name.is_empty() || name.len() > CHAT_NAME_MAX || !name.bytes().all(is_plain) {
+            let problem = format!("`{name}`: a name has 1 to {CHAT_NAME_MAX} small letters, digits and -");
+            return Err(("deliver.chats", problem));
+        }
+        if self.url_file.as_os_str().is_empty() {
+            return Err((
+                "deliver.chats.*.url_file",
+                format!("{name}: names no file; put the chat's address into one"),
+            ));
+        }
+        if !PER_MINUTE.contains(&self.per_minute) {
+            return Err(("deliver.chats.*.per_minute", format!("{name}: from 6 to 600")));
+        }
+        if let Some(page) = &self.page_url {
+            address(page, "nothing").map_err(|problem| ("deliver.chats.*.page_url", format!("{name}: {problem}")))?;
+        }
+        check_files("deliver.chats.*.tls", self.tls.as_ref())?;
+        check_timeout("deliver.chats.*.timeout", self.timeout)
+    }
+}
+
+/// Letters of a chat's name, and how many chats there may be.
+const CHAT_NAME_MAX: usize = 32;
+const CHATS_MAX: usize = 16;
+/// What may be set as messages a minute. Whoever waits for its turn holds the lease meanwhile.
+const PER_MINUTE: RangeInclusive<u32> = 6..=600;
+
 /// `deliver.webhook:`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -108,7 +196,13 @@ pub struct WebhookSection {
     /// A file with a token that is sent as `authorization: Bearer …`, over TLS only; read again for each delivery.
     #[schemars(example = "/etc/tapio/webhook/token")]
     pub token_file: Option<PathBuf>,
-    /// TLS to an `https://` address.
+    /// A file with a key that signs each request: see `tapio-signature` in notify.md; read again for each delivery.
+    #[schemars(example = "/etc/tapio/webhook/key")]
+    pub signing_key_file: Option<PathBuf>,
+    /// The findings that it gets.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::or_default")]
+    pub only: OnlySection,
+    /// TLS to an `https://` address; by default the machine's CAs are trusted.
     #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub tls: Option<ClientFiles>,
     /// How long the receiver may take to answer.
@@ -118,7 +212,14 @@ pub struct WebhookSection {
 
 impl Default for WebhookSection {
     fn default() -> Self {
-        Self { url: String::new(), token_file: None, tls: None, timeout: Duration::from_secs(10) }
+        Self {
+            url: String::new(),
+            token_file: None,
+            signing_key_file: None,
+            only: OnlySection::default(),
+            tls: None,
+            timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -139,7 +240,7 @@ impl WebhookSection {
     }
 }
 
-fn address(url: &str, token_key: &str) -> Result<Address, String> {
+pub(super) fn address(url: &str, token_key: &str) -> Result<Address, String> {
     let wrong = |why: &str| format!("`{url}` {why}: as https://host/path");
     let uri: Uri = url.parse().map_err(|_| wrong("is no address"))?;
     let has_tls = match uri.scheme_str() {
@@ -182,23 +283,32 @@ fn check(
     token_file: Option<&PathBuf>,
     timeout: Duration,
 ) -> Result<(), Wrong> {
-    let has_ca = tls.is_some_and(|tls| !tls.ca.as_os_str().is_empty());
-    if addresses.iter().any(|address| address.has_tls) && !has_ca {
-        return Err((keys.tls, "https:// needs ca, the certificates of the receiver's CA".into()));
-    }
     if addresses.iter().all(|address| !address.has_tls) && tls.is_some() {
         return Err((keys.tls, "without an https:// address it would have no effect".into()));
     }
-    if tls.is_some_and(|tls| tls.cert.is_some() != tls.key.is_some()) {
-        return Err((keys.tls, "name both cert and key, or neither".into()));
-    }
+    check_files(keys.tls, tls)?;
     if addresses.iter().any(|address| !address.has_tls) && token_file.is_some() {
         return Err((keys.token_file, "a token is not sent in the clear: use https://".into()));
     }
-    if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&timeout) {
-        return Err((keys.timeout, "from 100ms to 1m".into()));
+    check_timeout(keys.timeout, timeout)
+}
+
+fn check_files(key: &'static str, tls: Option<&ClientFiles>) -> Result<(), Wrong> {
+    match tls {
+        Some(tls) if tls.ca.as_os_str().is_empty() => Err((
+            key,
+            "names no ca, the certificates of the receiver's CA; without tls the machine's CAs are trusted".into(),
+        )),
+        Some(tls) if tls.cert.is_some() != tls.key.is_some() => Err((key, "name both cert and key, or neither".into())),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn check_timeout(key: &'static str, timeout: Duration) -> Result<(), Wrong> {
+    match (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&timeout) {
+        true => Ok(()),
+        false => Err((key, "from 100ms to 1m".into())),
+    }
 }
 
 impl DeliverSection {
@@ -215,6 +325,12 @@ impl DeliverSection {
                 timeout: "deliver.webhook.timeout",
             };
             check(&keys, &[address], webhook.tls.as_ref(), webhook.token_file.as_ref(), webhook.timeout)?;
+        }
+        if self.chats.len() > CHATS_MAX {
+            return Err(("deliver.chats", format!("at most {CHATS_MAX} of them")));
+        }
+        for (name, chat) in &self.chats {
+            chat.validate(name)?;
         }
         let Some(alerts) = &self.alertmanager else { return Ok(()) };
         let addresses = alerts.addresses().map_err(|problem| ("deliver.alertmanager.urls", problem))?;
@@ -262,7 +378,12 @@ mod tests {
             ("webhook: {}", "deliver.webhook.url", "is no address"),
             ("webhook: {url: 'ftp://a/b'}", "deliver.webhook.url", "begins with neither"),
             ("webhook: {url: 'https://user:word@a/b'}", "deliver.webhook.url", "must not hold a password"),
-            ("webhook: {url: 'https://a/b'}", "deliver.webhook.tls", "needs ca"),
+            ("webhook: {url: 'https://a/b', tls: {cert: /c.pem, key: /k.pem}}", "deliver.webhook.tls", "names no ca"),
+            ("chats: {On Call: {url_file: /a}}", "deliver.chats", "small letters"),
+            ("chats: {oncall: {}}", "deliver.chats.*.url_file", "oncall: names no file"),
+            ("chats: {oncall: {url_file: /a, per_minute: 1}}", "deliver.chats.*.per_minute", "from 6"),
+            ("chats: {oncall: {url_file: /a, page_url: x}}", "deliver.chats.*.page_url", "begins with"),
+            ("chats: {oncall: {url_file: /a, tls: {}}}", "deliver.chats.*.tls", "names no ca"),
             ("webhook: {url: 'http://a/b', tls: {ca: /ca.pem}}", "deliver.webhook.tls", "no effect"),
             (
                 "webhook: {url: 'https://a/b', tls: {ca: /ca.pem, key: /key.pem}}",
@@ -285,6 +406,8 @@ mod tests {
     #[test]
     fn a_webhook_may_be_anywhere_and_use_tls_and_token() {
         parse("{}").expect("no sink");
+        parse("webhook: {url: 'https://a/b'}").expect("the machine's CAs");
+        parse("chats: {oncall: {kind: teams, url_file: /a, only: {severity: high}}}").expect("a chat");
         for (url, host, port, path) in [
             ("http://[::1]:8080", "::1", 8080, "/"),
             ("http://a/b?c=d", "a", 80, "/b?c=d"),

@@ -65,10 +65,10 @@ impl DeliverMetrics {
         Ok(metrics)
     }
 
-    pub(super) fn of(&self, sink: &'static str) -> Figures {
+    pub(super) fn of(&self, sink: &str) -> Figures {
         let labels = [sink];
         Figures {
-            sink,
+            sink: sink.to_owned(),
             delivered: self.delivered.with_label_values(&labels),
             repeated: self.repeated.with_label_values(&labels),
             failed: self.failed.with_label_values(&labels),
@@ -88,7 +88,7 @@ struct Standing {
 
 /// Figures of one sink.
 pub(super) struct Figures {
-    sink: &'static str,
+    sink: String,
     pub delivered: IntCounter,
     pub repeated: IntCounter,
     pub failed: IntCounter,
@@ -125,7 +125,7 @@ impl Figures {
     pub fn status(&self) -> DeliveryStatus {
         let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         DeliveryStatus {
-            sink: self.sink.into(),
+            sink: self.sink.clone(),
             delivered: self.delivered.get(),
             repeated: self.repeated.get(),
             failed: self.failed.get(),

@@ -175,7 +175,7 @@ fn workload(entity: &EntityRef) -> Option<Value> {
 }
 
 impl Sink for KubernetesEvents {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "kubernetes-events"
     }
 

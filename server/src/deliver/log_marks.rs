@@ -27,7 +27,7 @@ const BUCKET: Bucket = Bucket {
 
 pub(super) struct LogMarks {
     section: ClusterSection,
-    sink: &'static str,
+    sink: String,
     connections: Arc<Connections>,
     bucket: Option<Store>,
 }
@@ -42,8 +42,8 @@ fn decode(value: &[u8]) -> Mark {
 }
 
 impl LogMarks {
-    pub(super) fn new(section: ClusterSection, sink: &'static str) -> Self {
-        Self { section, sink, connections: Arc::default(), bucket: None }
+    pub(super) fn new(section: ClusterSection, sink: &str) -> Self {
+        Self { section, sink: sink.to_owned(), connections: Arc::default(), bucket: None }
     }
 
     fn key(&self, id: &str) -> String {

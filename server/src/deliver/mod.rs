@@ -13,6 +13,7 @@
 //! same content. Whoever stops between the two marks leaves an intent behind: the next leader delivers the same again, by its id.
 
 mod alertmanager;
+mod chat;
 mod config;
 mod figures;
 mod file_marks;
@@ -20,6 +21,7 @@ mod keeper;
 mod kubernetes_events;
 mod log_marks;
 mod marks;
+mod only;
 mod queue;
 mod receiver;
 mod webhook;
@@ -37,13 +39,15 @@ use tokio::runtime;
 use tokio::sync::watch;
 
 pub use alertmanager::Alertmanager;
-pub use config::{AlertmanagerSection, DeliverSection, KubernetesEventsSection, WebhookSection};
+pub use chat::Chat;
+pub use config::{AlertmanagerSection, ChatKind, ChatSection, DeliverSection, KubernetesEventsSection, WebhookSection};
 pub use figures::DeliverMetrics;
 use figures::Figures;
 use file_marks::FileMarks;
 pub use keeper::Keeper;
 pub use kubernetes_events::KubernetesEvents;
 use log_marks::LogMarks;
+pub use only::OnlySection;
 pub use webhook::{SinkConfigError, Webhook};
 use worker::Worker;
 
@@ -80,11 +84,16 @@ pub type Delivering<'a> = Pin<Box<dyn Future<Output = Result<(), SinkError>> + S
 
 /// Takes findings to where people or programs read them.
 pub trait Sink: Send + Sync {
-    /// Name in marks, metrics and the status: letters and digits.
-    fn name(&self) -> &'static str;
+    /// Name in marks, metrics and the status: letters, digits and `-`.
+    fn name(&self) -> &str;
 
     /// How long one delivery may take.
     fn timeout(&self) -> Duration;
+
+    /// Whether its receiver is to hear of a finding at all. Of what it was sent once it hears every change.
+    fn wants(&self, _finding: &Finding) -> bool {
+        true
+    }
 
     /// Delivers once. [`Ok`] means that the receiver has it.
     fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a>;

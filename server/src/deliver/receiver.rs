@@ -6,14 +6,14 @@
 //! all else          it is away: the same comes again
 //! ```
 
-use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
 use tapio_wire::program::tls::{ClientFiles, TlsError, Watched};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -22,13 +22,20 @@ use tokio_rustls::TlsConnector;
 use super::SinkError;
 use super::config::Address;
 
-/// Where to post, and as whom.
-pub(super) struct Receiver {
+/// How to post, and as whom.
+pub(super) struct Client {
     /// The section of the configuration, for messages.
     section: &'static str,
-    address: Address,
     token_file: Option<PathBuf>,
+    /// Without files the machine's CAs are trusted, which are read when they are needed first.
     tls: Option<Watched<ClientFiles>>,
+    machine_tls: OnceLock<Arc<ClientConfig>>,
+}
+
+/// Where to post, and how.
+pub(super) struct Receiver {
+    address: Address,
+    client: Client,
 }
 
 impl Receiver {
@@ -39,14 +46,37 @@ impl Receiver {
         token_file: Option<PathBuf>,
         tls: Option<ClientFiles>,
     ) -> Result<Self, TlsError> {
-        Ok(Self { section, address, token_file, tls: tls.map(Watched::load).transpose()? })
+        Ok(Self { address, client: Client::new(section, token_file, tls)? })
     }
 
-    fn request(&self, path: &str, body: String, headers: &[(&str, &str)]) -> Result<Request<String>, SinkError> {
+    /// Posts JSON to the address, or to a path below it.
+    pub async fn post(&self, below: &str, body: String, headers: &[(&str, &str)]) -> Result<(), SinkError> {
+        let path = match below {
+            "" => self.address.path.clone(),
+            below => format!("{}{below}", self.address.path.trim_end_matches('/')),
+        };
+        self.client.post(&self.address, &path, body, headers).await
+    }
+}
+
+impl Client {
+    /// Reads the TLS files; nobody is connected to.
+    pub fn new(section: &'static str, token_file: Option<PathBuf>, tls: Option<ClientFiles>) -> Result<Self, TlsError> {
+        let tls = tls.map(Watched::load).transpose()?;
+        Ok(Self { section, token_file, tls, machine_tls: OnceLock::new() })
+    }
+
+    fn request(
+        &self,
+        address: &Address,
+        path: &str,
+        body: String,
+        headers: &[(&str, &str)],
+    ) -> Result<Request<String>, SinkError> {
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(path)
-            .header(header::HOST, &self.address.authority)
+            .header(header::HOST, &address.authority)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::CONNECTION, "close")
             .header(header::USER_AGENT, concat!("tapio-server/", env!("CARGO_PKG_VERSION")));
@@ -61,26 +91,45 @@ impl Receiver {
         request.body(body).map_err(away)
     }
 
-    /// Posts JSON to the address, or to a path below it.
-    pub async fn post(&self, below: &str, body: String, headers: &[(&str, &str)]) -> Result<(), SinkError> {
-        let path = match below {
-            "" => self.address.path.clone(),
-            below => format!("{}{below}", self.address.path.trim_end_matches('/')),
-        };
-        let request = self.request(&path, body, headers)?;
-        let stream = TcpStream::connect((self.address.host.as_str(), self.address.port)).await.map_err(away)?;
-        stream.set_nodelay(true).map_err(away)?;
-        let status = match &self.tls {
-            Some(tls) => {
-                let name = tls.files().server_name.clone().unwrap_or_else(|| self.address.host.clone());
-                let name = ServerName::try_from(name).map_err(away)?;
-                let mut config = (*tls.current()).clone();
+    fn tls(&self) -> Result<Arc<ClientConfig>, SinkError> {
+        match &self.tls {
+            Some(files) => {
+                let mut config = (*files.current()).clone();
                 config.alpn_protocols = vec![b"http/1.1".to_vec()];
-                let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-                let tls_failed = |error: io::Error| away(format_args!("TLS: {error}; see {}.tls", self.section));
-                exchange(stream.map_err(tls_failed)?, request).await?
+                Ok(Arc::new(config))
             }
-            None => exchange(stream, request).await?,
+            None => match self.machine_tls.get() {
+                Some(config) => Ok(Arc::clone(config)),
+                None => {
+                    let config = Arc::new(machine_tls().map_err(|error| self.tls_failed(&error))?);
+                    Ok(Arc::clone(self.machine_tls.get_or_init(|| config)))
+                }
+            },
+        }
+    }
+
+    fn tls_failed(&self, error: &dyn std::fmt::Display) -> SinkError {
+        away(format_args!("TLS: {error}; see {}.tls", self.section))
+    }
+
+    /// Posts JSON to a path of an address.
+    pub async fn post(
+        &self,
+        address: &Address,
+        path: &str,
+        body: String,
+        headers: &[(&str, &str)],
+    ) -> Result<(), SinkError> {
+        let request = self.request(address, path, body, headers)?;
+        let stream = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(away)?;
+        stream.set_nodelay(true).map_err(away)?;
+        let status = if address.has_tls {
+            let name = self.tls.as_ref().and_then(|tls| tls.files().server_name.clone());
+            let name = ServerName::try_from(name.unwrap_or_else(|| address.host.clone())).map_err(away)?;
+            let stream = TlsConnector::from(self.tls()?).connect(name, stream).await;
+            exchange(stream.map_err(|error| self.tls_failed(&error))?, request).await?
+        } else {
+            exchange(stream, request).await?
         };
         match status {
             _ if status.is_success() => Ok(()),
@@ -92,6 +141,22 @@ impl Receiver {
             _ => Err(away(format_args!("HTTP {status}"))),
         }
     }
+}
+
+/// Trusts the machine's CAs.
+fn machine_tls() -> Result<ClientConfig, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
+        return Err(format!("this machine has no CA certificates{why}; name a ca, or install ca-certificates"));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = builder.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 fn away(error: impl std::fmt::Display) -> SinkError {

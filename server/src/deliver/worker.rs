@@ -245,6 +245,7 @@ impl<M: Marks> Worker<M> {
             let is_news = match known {
                 Some(known) => !known.mark.settles(&content, finding.withdrawn),
                 // Its receiver never got it, so there is nothing to withdraw.
+                None if !self.sink.wants(&finding) => false,
                 None => !finding.withdrawn && (finding.ongoing || finding.published_ns / 1_000_000_000 >= news_since),
             };
             if is_news {

@@ -21,7 +21,7 @@ use crate::cluster::{Cluster, Leadership};
 use crate::config::Config;
 use crate::correlate::Correlator;
 use crate::deliver::{
-    Alertmanager, DeliverMetrics, Deliverer, Keeper, KubernetesEvents, MarksAt, Sink, Source, Webhook,
+    Alertmanager, Chat, DeliverMetrics, Deliverer, Keeper, KubernetesEvents, MarksAt, Sink, Source, Webhook,
 };
 use crate::findings::FindingStore;
 use crate::http;
@@ -156,6 +156,9 @@ pub(super) fn start_deliverer(
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     if let Some(webhook) = &config.deliver.webhook {
         sinks.push(Box::new(Webhook::new(webhook, &config.cluster.name, &server)?));
+    }
+    for (name, chat) in &config.deliver.chats {
+        sinks.push(Box::new(Chat::new(name, chat)?));
     }
     if let Some(alertmanager) = &config.deliver.alertmanager {
         sinks.push(Box::new(Alertmanager::new(alertmanager, &config.cluster.name)?));
