@@ -1,8 +1,8 @@
 //! Findings as messages of a chat.
 //!
 //! What enters: versions of findings. What leaves: one message for a finding, and one more when it is over, withdrawn, or says
-//! something else. What must hold: names of pods and processes are text, whatever they hold; a storm of findings does not become a
-//! storm of messages: they wait, and only the latest version of each comes.
+//! something else. What must hold: names of pods and processes are plain text, whatever they hold. A storm of findings is no storm of
+//! messages: they wait, and only the latest version of each comes.
 //!
 //! ```text
 //! slack   {"text", "blocks"}: plain texts, which mention nobody and format nothing

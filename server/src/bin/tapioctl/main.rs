@@ -4,6 +4,7 @@
 //! 4 a server's part of the answer is missing.
 #![forbid(unsafe_code)]
 
+mod bundle;
 mod events;
 mod findings;
 mod ledger;
@@ -67,6 +68,8 @@ enum Command {
     },
     /// Explain why a pod, a container or a unit died, with all its evidence
     Why(why::Arguments),
+    /// Write one file about a finding, to attach to a report: its evidence, events around it, ledgers, versions
+    Bundle(bundle::Arguments),
     /// Print events from the server's archive
     Events(events::Arguments),
     /// Show live rates by node, kind and entity
@@ -145,6 +148,7 @@ async fn run(arguments: Arguments, server: &ServerAt) -> Result<(), Failure> {
         Command::Findings(arguments) => findings::list(server, printing, &arguments).await,
         Command::Finding { id } => findings::show(server, printing, id).await,
         Command::Why(arguments) => why::run(server, printing, &arguments).await,
+        Command::Bundle(arguments) => bundle::run(server, &arguments).await,
         Command::Events(arguments) => events::run(server, printing, &arguments).await,
         Command::Top(arguments) => top::run(server, printing, &arguments).await,
         Command::Ledger(arguments) => ledger::run(server, printing, &arguments).await,
