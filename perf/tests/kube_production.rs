@@ -105,11 +105,25 @@ struct Asker<'a> {
 
 impl Asker<'_> {
     fn ask(&self, certificate: Option<&str>, token: Option<&Path>) -> Result<String, String> {
-        let program = binary("tapioctl", &bin_dir(None).expect("a folder")).expect("tapioctl is built");
+        let mut command = Command::new(tapioctl());
+        command.arg("--server").arg(format!("{}:9090", self.server.address));
+        self.ask_by(command, certificate, token)
+    }
+
+    /// As kubectl's own command, which finds the server by itself.
+    fn ask_by_kubectl(&self, certificate: &str, token: &Path) -> Result<String, String> {
+        let folder = self.operator.path("plugins");
+        fs::create_dir_all(&folder).expect("a folder");
+        std::os::unix::fs::symlink(tapioctl(), folder.join("kubectl-tapio")).expect("a link");
+        let path = std::env::var("PATH").expect("there is one");
+        let mut command = Command::new("kubectl");
+        command.arg("tapio").env("PATH", format!("{}:{path}", folder.display()));
+        self.ask_by(command, Some(certificate), Some(token))
+    }
+
+    fn ask_by(&self, mut command: Command, certificate: Option<&str>, token: Option<&Path>) -> Result<String, String> {
         let path = |file: &str| self.operator.path(file);
-        let mut command = Command::new(program);
-        command.arg("--server").arg(format!("{}:9090", self.server.address)).arg("--tls-ca").arg(path("ca.crt"));
-        command.args(["--tls-server-name", "tapio-server.tapio-system.svc"]);
+        command.arg("--tls-ca").arg(path("ca.crt")).args(["--tls-server-name", "tapio-server.tapio-system.svc"]);
         if let Some(name) = certificate {
             command.arg("--tls-cert").arg(path(&format!("{name}.crt")));
             command.arg("--tls-key").arg(path(&format!("{name}.key")));
@@ -117,10 +131,14 @@ impl Asker<'_> {
         if let Some(token) = token {
             command.arg("--token-file").arg(token);
         }
-        let output = command.arg("findings").output().expect("tapioctl starts");
+        let output = command.arg("findings").output().expect("it starts");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
+}
+
+fn tapioctl() -> PathBuf {
+    binary("tapioctl", &bin_dir(None).expect("a folder")).expect("tapioctl is built")
 }
 
 /// A file with a new token of an account, as `kubectl create token` makes it.
@@ -143,6 +161,9 @@ fn who_asks_is_looked_at(operator: &Operator, server: &Pod) {
     let good = token(operator, "tapioctl", AUDIENCE, None);
     let table = asker.ask(Some("me"), Some(&good)).unwrap_or_else(|error| panic!("{error}"));
     assert!(table.contains("memory-limit-kill"), "{table}");
+    let by_kubectl = asker.ask_by_kubectl("me", &good).unwrap_or_else(|error| panic!("{error}"));
+    assert!(by_kubectl.contains("memory-limit-kill"), "{by_kubectl}");
+    println!("kubectl tapio findings: {} lines", by_kubectl.lines().count());
 
     let elsewhere = token(operator, "tapioctl", "vault", None);
     let stranger = token(operator, "stranger", AUDIENCE, None);

@@ -1,5 +1,6 @@
 //! What `tapioctl` refuses, and what it says of servers and names that are not there.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -148,4 +149,15 @@ fn impossible_names_are_wrong_usage_unknown_names_are_reported() {
     assert!(output.stderr.is_empty(), "a pattern that there is, and found nothing: {output:?}");
     let (_, status) = run(&server.address, &["status"]);
     assert!(status.contains("0 events correlated") && status.contains("2 segments"), "{status}");
+}
+
+/// With kubectl and without: neither knows such a cluster.
+#[test]
+fn a_cluster_that_kubectl_cannot_reach_is_reported() {
+    let arguments = ["--port-forward", "--kubeconfig", "/nonexistent/config", "findings"];
+    let output = Command::new(env!("CARGO_BIN_EXE_tapioctl")).args(arguments).output().expect("tapioctl runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let is_named =
+        said.contains("service/tapio-server in namespace tapio-system") || said.contains("cannot run kubectl");
+    assert_eq!((output.status.code(), is_named), (Some(3), true), "{said}");
 }

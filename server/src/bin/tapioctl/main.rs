@@ -7,6 +7,7 @@
 mod bundle;
 mod events;
 mod findings;
+mod forward;
 mod ledger;
 mod output;
 mod server;
@@ -17,7 +18,9 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use forward::Forward;
 use output::{Format, print};
 use server::{Failure, ServerAt};
 use tapio_server::render::{self, Style};
@@ -35,6 +38,8 @@ use tapio_wire::program::clock::now_ns;
 struct Arguments {
     #[command(flatten)]
     server: ServerAt,
+    #[command(flatten)]
+    forward: forward::ForwardArguments,
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
     color: Colour,
@@ -94,7 +99,9 @@ struct Printing {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::parse();
+    let matches = Arguments::command().get_matches();
+    let names_server = matches.value_source("server").is_some_and(|source| source != ValueSource::DefaultValue);
+    let mut arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -102,8 +109,23 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let server = std::mem::take(&mut arguments.server);
-    let outcome = runtime.block_on(run(arguments, &server));
+    let mut server = std::mem::take(&mut arguments.server);
+    let program = std::env::args().next().unwrap_or_default();
+    let needs_server = !matches!(arguments.command, Command::Completions { .. });
+    let forwarded = match needs_server && arguments.forward.is_wanted(&program, names_server) {
+        true => Forward::start(&arguments.forward).map(Some),
+        false => Ok(None),
+    };
+    let outcome = match &forwarded {
+        Ok(forward) => {
+            if let Some(forward) = forward {
+                server.is_at(&forward.address);
+            }
+            runtime.block_on(run(arguments, &server))
+        }
+        Err(_) => Ok(()),
+    };
+    let outcome = forwarded.and(outcome);
     if !server.is_complete() {
         server.complain();
     }

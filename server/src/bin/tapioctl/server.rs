@@ -115,6 +115,11 @@ impl Deref for ServerAt {
 }
 
 impl ServerAt {
+    /// Asks at this address, whatever was given.
+    pub fn is_at(&mut self, address: &str) {
+        self.server = address.to_owned();
+    }
+
     /// Takes in whose parts an answer lacks.
     pub fn lacks(&self, incomplete: &[Unanswered]) -> Result<(), Failure> {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
