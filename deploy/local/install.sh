@@ -2,8 +2,9 @@
 # Installs what building and testing Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's
 # headers for the probes, systemd and a bus for the tests that start one of their own; with the word "kernels" also what
 # perf/lab/kernels.sh needs, with "nats" also a NATS server, with "alerts" an Alertmanager, with "s3" an S3 server (moto) and with
-# "sql" two SQL engines (DuckDB, DataFusion) under target/tools, with "chromium" the browser that tests the page, and axe-core
-# there too. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says what to install.
+# "sql" two SQL engines (DuckDB, DataFusion) under target/tools, with "mcp" an assistant's client there, with "chromium" the browser
+# that tests the page, and axe-core there too. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says
+# what to install.
 set -euo pipefail
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
@@ -40,12 +41,13 @@ if ! command -v cargo >/dev/null; then
   exit 1
 fi
 # What tests need of PyPI, in virtual environments that are recreated when the pins change: the object store, a real S3 protocol;
-# and real SQL engines, with what DuckDB needs for S3.
+# real SQL engines, with what DuckDB needs for S3; and the client of the Model Context Protocol.
 declare -A pins=(
   [s3]="moto[s3]==5.2.5 flask==3.1.3 flask-cors==6.0.5"
+  [mcp]="mcp==2.3.0"
   [sql]="duckdb==1.5.5 duckdb-extension-httpfs==1.5.5 datafusion==55.0.0 pyarrow==26.0.1 pytz==2026.6"
 )
-declare -A folder=([s3]=moto [sql]=sql)
+declare -A folder=([s3]=moto [sql]=sql [mcp]=mcp)
 wanted=${1:-}
 install_tools() {
   local top tools

@@ -60,6 +60,7 @@ mod remote_support;
 mod remote_whole;
 mod server_services;
 mod tapioctl_bundle;
+mod tapioctl_mcp;
 mod tapioctl_output;
 mod tapioctl_refusals;
 mod tapioctl_why;

@@ -9,6 +9,7 @@ mod events;
 mod findings;
 mod forward;
 mod ledger;
+mod mcp;
 mod output;
 mod server;
 mod top;
@@ -83,6 +84,8 @@ enum Command {
     Ledger(ledger::Arguments),
     /// Show the server, its nodes and whether the ledger closes
     Status,
+    /// Let an assistant ask, by the Model Context Protocol on standard input and output
+    Mcp,
     /// Print a script that completes this command's arguments in a shell
     Completions {
         /// Shell of the completion script
@@ -179,6 +182,7 @@ async fn run(arguments: Arguments, server: &ServerAt) -> Result<(), Failure> {
             let status = server::status(&mut client, server).await?;
             print(&format.one(&render::status_value(&status)).unwrap_or_else(|| render::status(style, &status)))
         }
+        Command::Mcp => mcp::run(server, server.access_options()).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "tapioctl", &mut script);

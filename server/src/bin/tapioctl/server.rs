@@ -115,6 +115,20 @@ impl Deref for ServerAt {
 }
 
 impl ServerAt {
+    /// The options by which another run of this program reaches the same server.
+    pub fn access_options(&self) -> Vec<String> {
+        let access = &self.access;
+        let files = [
+            ("--tls-ca", &access.tls_ca),
+            ("--tls-cert", &access.tls_cert),
+            ("--tls-key", &access.tls_key),
+            ("--token-file", &access.token_file),
+        ];
+        let files = files.into_iter().filter_map(|(name, file)| Some(format!("{name}={}", file.as_ref()?.display())));
+        let name = access.tls_server_name.iter().map(|name| format!("--tls-server-name={name}"));
+        files.chain(name).collect()
+    }
+
     /// Asks at this address, whatever was given.
     pub fn is_at(&mut self, address: &str) {
         self.server = address.to_owned();
