@@ -119,6 +119,11 @@ fn impossible_names_are_wrong_usage_unknown_names_are_reported() {
         &["why", "pod/web", "-n", ""],
         &["why", "container/dc31f"],
         &["why", "deploy/a/b/c"],
+        &["why", "unit/a/b"],
+        &["why", "container/web-0/web"],
+        &["why", "pod/web 0"],
+        &["why", "pod/web\n"],
+        &["why", "host/a\nb"],
         &["ledger", "--node", ""],
     ] {
         let (output, _) = run(&server.address, wrong);
@@ -126,6 +131,9 @@ fn impossible_names_are_wrong_usage_unknown_names_are_reported() {
     }
     let (output, _) = run(&server.address, &["why", "deploy/\x1b[31ma/b/c"]);
     assert!(!output.stderr.contains(&0x1b) && output.stderr.contains(&b'['), "{output:?}");
+    let (output, _) = run(&server.address, &["why", "container/zz"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("A container is called by its id"), "{said}");
     for (unknown, expected) in [
         (["findings", "--pattern", "nope"], "no built-in pattern is called nope"),
         (["findings", "--node", "n9"], "no node is called n9; known are: n1"),

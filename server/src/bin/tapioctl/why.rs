@@ -16,7 +16,7 @@ use tapio_server::query::why::{
 use tapio_server::render;
 use tapio_wire::service::{EntityRef, Event, Finding, ListEventsRequest, ListFindingsRequest, NodeStatus};
 
-use subject::{KNOWN, as_container, subject};
+use subject::{KNOWN, as_container, hint, subject};
 
 use super::output::print;
 use super::server::{Client, Failure, ServerAt, connect};
@@ -212,7 +212,7 @@ async fn nothing_known(client: &mut Client, server: &ServerAt, subject: &Subject
         };
     let guess = match subject.is_guessed {
         true => format!(". It was taken for NAMESPACE/NAME of a pod; a kind is one of {KNOWN}"),
-        false => String::new(),
+        false => hint(subject).to_owned(),
     };
     Ok(format!(
         "nothing is known of {}{place}: no finding, and no event in the archive; {nodes}. `tapioctl findings -o wide` lists what was \

@@ -4,6 +4,7 @@
 //! hold: every kind that is understood stands in [`KNOWN`].
 
 use tapio_server::query::why::{CONTAINER_ID_MIN, Subject};
+use tapio_server::render;
 
 use super::super::server::Failure;
 
@@ -29,8 +30,29 @@ const OTHER_KINDS: [&str; 5] = ["cronjob", "cj", "service", "svc", "ingress"];
 pub const KNOWN: &str = "pod/NAME, deploy/NAME (or statefulset, daemonset, job), container/ID, unit/NAME, host/PATH, node/NAME or \
                      ns/NAME; pod and workload also as KIND/NAMESPACE/NAME";
 
+/// Refuses more or fewer parts than names of a kind have.
+fn check_parts(argument: &str, kind: &str, name: &str) -> Result<(), Failure> {
+    let parts_max = match kind {
+        // As findings call it, or with the runtime before the id, as Kubernetes writes it.
+        "container" | "containers" => 3,
+        "unit" | "units" | "node" | "nodes" | "ns" | "namespace" | "namespaces" => 1,
+        _ => 2,
+    };
+    let parts = name.split('/').count();
+    if parts > parts_max || parts == 2 && parts_max == 3 {
+        return Err(Failure::Usage(format!("\"{argument}\" has too many parts: write {KNOWN}")));
+    }
+    Ok(())
+}
+
 /// What an argument and a namespace mean.
 pub fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
+    if argument.contains(|c: char| c.is_control()) {
+        let shown = render::clean(argument);
+        return Err(Failure::Usage(format!(
+            "\"{shown}\" has a line break or another control character in it: no name has one"
+        )));
+    }
     // As findings call it.
     let argument = argument.strip_prefix("host group ").unwrap_or(argument);
     if let Some(path) = argument.strip_prefix('/').or_else(|| argument.strip_prefix("host/")) {
@@ -56,17 +78,14 @@ pub fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
         }
         None => ("pod", argument),
     };
+    // A path may have blanks in it, and the name of a unit has none: systemd writes them as \x20.
+    if argument.contains(char::is_whitespace) {
+        return Err(Failure::Usage(format!("\"{argument}\" has a blank in it: no name of a {kind} has one")));
+    }
     if name.is_empty() || name.ends_with('/') || name.starts_with('/') {
         return Err(Failure::Usage(format!("\"{argument}\" has no name: write {kind}/NAME")));
     }
-    let parts_max = match kind {
-        "container" | "containers" | "unit" | "units" => usize::MAX,
-        "node" | "nodes" | "ns" | "namespace" | "namespaces" => 1,
-        _ => 2,
-    };
-    if name.split('/').count() > parts_max {
-        return Err(Failure::Usage(format!("\"{argument}\" has too many parts: write {KNOWN}")));
-    }
+    check_parts(argument, kind, name)?;
     if name.contains('/') && !namespace.is_empty() && !name.starts_with(&format!("{namespace}/")) {
         return Err(Failure::Usage(format!("\"{name}\" is not in the namespace {namespace}: leave one of them out")));
     }
@@ -104,6 +123,18 @@ pub fn subject(argument: &str, namespace: &str) -> Result<Subject, Failure> {
 
 fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// How a container is written, where what was written is no id.
+pub fn hint(subject: &Subject) -> &'static str {
+    let is_container = subject.called.starts_with("container ");
+    match is_container && !is_hex(&subject.entity) {
+        true => {
+            ". A container is called by its id or the beginning of it, in digits from 0 to 9 and a to f, or as findings call it, \
+             NAMESPACE/POD/NAME; pod/NAME is about all containers of a pod"
+        }
+        false => "",
+    }
 }
 
 /// The container that an argument without a kind may mean, where no pod is called so.
@@ -151,6 +182,7 @@ mod tests {
         assert_eq!(of("unit/nginx").entity, "nginx.service");
         assert!(of("foo/bar").is_guessed && !of("pod/foo/bar").is_guessed);
         assert!(as_container("dc31f2ad9b24", "").is_some() && as_container("web-0", "").is_none());
+        assert_eq!(of("container/shop/web-0/web").entity, "shop/web-0/web");
         for text in [
             "service/web",
             "cronjob/x",
@@ -163,6 +195,17 @@ mod tests {
             "pod/a/b/c",
             "ns/a/b",
             "container/dc31f",
+            "container/web-0/web",
+            "container/a/b/c/d",
+            "container/containerd://",
+            "container/containerd://dc31f2ad9b24/x",
+            "unit/a/b",
+            "unit/a b",
+            "pod/web 0",
+            " web-0",
+            "pod/web\n",
+            "host/a\nb",
+            "/a\u{1b}[31m",
         ] {
             assert!(matches!(subject(text, ""), Err(Failure::Usage(_))), "{text}");
         }
