@@ -16,6 +16,7 @@ use tapio_server::budget::Budget;
 use tapio_server::command::{self, ArchiveCommand, ReplayArguments};
 use tapio_server::config::{Config, ConfigError, LogFormat};
 use tapio_server::pipeline::Pipeline;
+use tapio_server::render::clean_lines;
 use tapio_wire::complain;
 use tapio_wire::program::config_file::LOG_LEVELS;
 use tokio::signal::unix::{SignalKind, signal};
@@ -109,14 +110,14 @@ fn main() -> ExitCode {
     let config = match configured(arguments) {
         Ok(config) => config,
         Err((error, code)) => {
-            complain!("tapio-server: {error}");
+            complain!("tapio-server: {}", clean_lines(&error.to_string()));
             return code;
         }
     };
     match run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain!("tapio-server: {error}");
+            complain!("tapio-server: {}", clean_lines(&error.to_string()));
             ExitCode::FAILURE
         }
     }

@@ -246,6 +246,13 @@ fn a_wrong_pattern_is_reported_with_file_and_line() {
         ("exit_code: {min: 3}", "entity_kind: {starts: 5}", 17, "starts with 5"),
         ("summary: s", "summary: 5", 3, "`5` is no text"),
         ("{base: 0.5}", "{base: 0.5, minus: {exit: 0.1}}", 9, "no optional step"),
+        ("summary: s", "summary: \"s [[abc]]\"", 3, "`[[abc]]` has no place"),
+        ("clue: oom", "clue: oom\n    slack: 61s", 11, "`slack` is longer than `window`"),
+        ("clue: exit", "clue: exit\n    within: 2h", 15, "write at most 60"),
+        ("clue: exit", "clue: exit\n    after_at_least: 2m", 15, "`after_at_least` is longer than `window`"),
+        ("clue: exit", "clue: exit\n    within: 2s\n    after_at_least: 3s", 15, "nothing is both"),
+        ("clue: exit", "clue: exit\n    count: {min: 2, after: before}", 17, "a required step before it"),
+        ("id: own", &format!("id: {}", "a".repeat(64)), 1, "has 64 letters: write at most 63"),
     ] {
         let text = VALID.replace(from, to);
         let error = PatternSet::from_texts(&[("own.yaml", &text)]).expect_err(to);
@@ -346,4 +353,24 @@ fn a_runtime_thread_delivers_beyond_tokios_cooperative_budget() {
         done.send(()).unwrap();
     });
     is_done.recv_timeout(Duration::from_secs(30)).expect("it waits for a wake that does not come");
+}
+
+#[test]
+fn names_of_pattern_files_are_printed_without_control_characters() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let own = VALID.replace("id: own", "id: exited-with-error");
+    let check = |text: &str| {
+        std::fs::write(directory.path().join("a\x1b[31m\nb.yaml"), text).expect("it can be written");
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_tapio-server"));
+        let output = program.args(["check", "--patterns"]).arg(directory.path()).output().expect("it runs");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).expect("text"))
+    };
+    for (text, code, line) in [(own.as_str(), 0, "replaces the built-in"), ("id: [", 2, "tapio-server: ")] {
+        let (status, said) = check(text);
+        assert_eq!(status, Some(code), "{said}");
+        let named: Vec<_> = said.lines().filter(|one| one.contains(line)).collect();
+        assert!(named.len() == 1 && named[0].contains("a\u{fffd}[31m\u{fffd}b.yaml"), "{said:?}");
+        assert!(!said.contains('\x1b'), "{said:?}");
+    }
 }

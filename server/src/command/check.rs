@@ -6,6 +6,7 @@ use std::path::Path;
 use super::{CommandError, Verdict, print};
 use crate::config::Config;
 use crate::findings::PatternSet;
+use crate::render::clean;
 
 /// Reads a configuration and the patterns that it names, and says what there is.
 ///
@@ -19,25 +20,26 @@ pub fn check(config: Option<&Path>, patterns: Option<&Path>) -> Result<Verdict, 
     let loaded = Config::load(config).map_err(|error| refused(&error))?;
     let directory = patterns.or(loaded.correlation.patterns.as_deref());
     let built_in = PatternSet::load(None).map_err(|error| refused(&error))?.patterns().len();
-    let set = PatternSet::load(directory).map_err(|error| refused(&error))?;
+    // One line, whatever a file is called.
+    let set = PatternSet::load(directory).map_err(|error| refused(&clean(&error.to_string())))?;
     let has_none = directory.filter(|_| set.own().is_empty()).map(NoPattern);
     if let Some(none) = has_none.filter(|_| patterns.is_some()) {
         return Err(refused(&none));
     }
     if let Some(config) = config {
-        print(&format!("{}: accepted\n", config.display()))?;
+        print(&format!("{}: accepted\n", clean(&config.display().to_string())))?;
     }
     match (directory, has_none) {
         (_, Some(none)) => print(&format!("{none}\n"))?,
         (Some(directory), None) => {
             let all = set.patterns().len();
-            let directory = directory.display();
+            let directory = clean(&directory.display().to_string());
             print(&format!("{directory}: accepted; with it there are {all} patterns, {built_in} are built in\n"))?;
         }
         (None, None) => {}
     }
     for own in set.own().iter().filter(|own| own.is_built_in) {
-        print(&format!("{}: replaces the built-in pattern {}\n", own.file, own.id))?;
+        print(&format!("{}: replaces the built-in pattern {}\n", clean(&own.file), own.id))?;
     }
     Ok(Verdict::Done)
 }
@@ -48,7 +50,8 @@ pub(super) struct NoPattern<'a>(pub &'a Path);
 
 impl fmt::Display for NoPattern<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: no pattern in it: one is a file that ends in .yaml or .yml", self.0.display())
+        let directory = clean(&self.0.display().to_string());
+        write!(f, "{directory}: no pattern in it: one is a file that ends in .yaml or .yml")
     }
 }
 

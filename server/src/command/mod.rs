@@ -119,7 +119,7 @@ pub fn exit_code(outcome: Result<Verdict, CommandError>) -> ExitCode {
         Err(_) => 1,
     };
     if let Err(error) = outcome {
-        complain!("tapio-server: {error}");
+        complain!("tapio-server: {}", render::clean_lines(&error.to_string()));
     }
     ExitCode::from(code)
 }

@@ -60,8 +60,8 @@ impl ReplayArguments {
             until_ns: moment(self.until.as_deref())?.unwrap_or(u64::MAX),
             ..Selection::default()
         };
-        let patterns =
-            PatternSet::load(self.patterns.as_deref()).map_err(|error| CommandError::Usage(error.to_string()))?;
+        let patterns = PatternSet::load(self.patterns.as_deref())
+            .map_err(|error| CommandError::Usage(render::clean(&error.to_string())))?;
         if let Some(directory) = self.patterns.as_deref().filter(|_| patterns.own().is_empty()) {
             return Err(CommandError::Usage(NoPattern(directory).to_string()));
         }

@@ -9,7 +9,7 @@ use std::collections::vec_deque::Iter;
 use std::sync::Arc;
 
 use super::clue_store::Noted;
-use super::pattern::StepMask;
+use super::step_mask::StepMask;
 use crate::correlate::clue::ClueKind;
 
 /// Clues in one history.

@@ -11,8 +11,8 @@ use foldhash::fast::RandomState;
 
 use super::clue_history::{ClueHistory, HISTORY_MAX};
 use super::joins::{HistoryKey, Joins};
-use super::pattern::StepMask;
 use super::schema::Scope;
+use super::step_mask::StepMask;
 use crate::correlate::clue::Clue;
 
 /// A clue and the steps that it may be.

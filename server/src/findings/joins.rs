@@ -10,8 +10,9 @@ use std::sync::Arc;
 use tapio_wire::event::{EntityId, EntityKind};
 
 use super::matching::SKEW_NS;
-use super::pattern::{PatternSet, StepMask};
+use super::pattern::PatternSet;
 use super::schema::Scope;
+use super::step_mask::StepMask;
 use super::text;
 use super::unjoined::{Holder, Lack, Unjoined};
 use crate::correlate::clue::{About, Address, Burst, Clue, ClueDetail, ClueKind, FactValue, ServiceEndpoints};

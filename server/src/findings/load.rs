@@ -7,15 +7,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::time::Duration;
 
 use tapio_wire::program::yaml::{self, Placed, TextPosition};
 
+use super::checks::{Wrong, check, check_step, nanoseconds, one_of, step_named, wrong};
 use super::embedded::EMBEDDED;
 use super::field::{Field, FieldType};
-use super::pattern::{Condition, PATTERN_STEPS_MAX, Pattern, PatternSet, Same, Step, StepMask};
+use super::pattern::{Condition, Pattern, PatternSet, Same, Step};
 use super::regular_file;
 use super::schema::{ConditionFile, EndFile, PatternFile, Scalar, StepFile};
+use super::step_mask::StepMask;
 use super::template::{Resolved, Template};
 use super::text::signal_number;
 use super::words;
@@ -23,7 +24,6 @@ use crate::correlate::clue::ClueKind;
 
 const FILES_MAX: usize = 256;
 const FILE_BYTES_MAX: u64 = 256 << 10;
-const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
 /// Why a pattern file was refused.
 #[derive(Debug, thiserror::Error)]
@@ -153,104 +153,8 @@ fn parse(file: &str, text: &str) -> Result<(Pattern, TextPosition), PatternError
     Ok((pattern, place))
 }
 
-/// What is wrong, and where.
-type Wrong = (TextPosition, String);
-
 /// Finds a step's field by name, or says why there is none.
 type Resolve<'a> = dyn Fn(&str, &str) -> Result<Resolved, String> + 'a;
-
-fn is_id(text: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
-    !text.is_empty() && text.bytes().all(is_allowed)
-}
-
-fn wrong<T>(place: TextPosition, reason: impl Into<String>) -> Result<T, Wrong> {
-    Err((place, reason.into()))
-}
-
-/// Checks what does not depend on the clues that steps look for.
-fn check(file: &PatternFile) -> Result<(), Wrong> {
-    if !is_id(&file.id) {
-        return wrong(file.id.place(), "`id` takes lower case letters, digits and dashes");
-    }
-    if file.steps.is_empty() || file.steps.len() > PATTERN_STEPS_MAX {
-        return wrong(file.steps.place(), format!("a pattern has 1 to {PATTERN_STEPS_MAX} steps"));
-    }
-    if file.window.0.is_zero() || file.window.0 > WINDOW_MAX {
-        return wrong(file.window.place(), "`window` is longer than 0 and at most 24h");
-    }
-    let in_unit = |value: f64| (0.0..=1.0).contains(&value);
-    if !in_unit(file.confidence.base)
-        || !in_unit(file.confidence.loss)
-        || !file.confidence.minus.values().all(|minus| in_unit(**minus))
-    {
-        return wrong(file.confidence.place(), "confidences lie between 0 and 1");
-    }
-    for (name, minus) in &file.confidence.minus {
-        if !file.steps.iter().any(|step| *step.name == *name && step.optional) {
-            return wrong(minus.place(), format!("`minus` names {name}, which is no optional step"));
-        }
-    }
-    for (id, scope) in &file.absorbs {
-        if !is_id(id) || *id == *file.id {
-            return wrong(scope.place(), format!("`absorbs` names {id}: write the id of another pattern"));
-        }
-    }
-    Ok(())
-}
-
-fn step_named(steps: &[StepFile], name: &str) -> Option<usize> {
-    steps.iter().position(|step| *step.name == name)
-}
-
-/// Checks what a step says of itself.
-fn check_step(file: &PatternFile, index: usize, anchor: usize) -> Result<(), Wrong> {
-    let step = &file.steps[index];
-    let refuse = |reason: &str| wrong(step.name.place(), format!("step {}: {reason}", *step.name));
-    if !is_id(&step.name) {
-        return refuse("a name takes lower case letters, digits, dashes and underscores");
-    }
-    if file.steps[..index].iter().any(|other| *other.name == *step.name) {
-        return refuse("another step has this name");
-    }
-    if step.optional && step.absent {
-        return refuse("it cannot be both optional and absent");
-    }
-    if index == anchor && (step.optional || step.absent || step.count.is_none() && !step.same.is_empty()) {
-        return refuse("the anchor is neither optional nor absent, and others refer to it by `same`");
-    }
-    if step.may_be_lost && (step.optional || step.absent || index == anchor) {
-        return refuse("only a step that is required, and not the anchor, may be lost");
-    }
-    if step.may_be_anchor && (step.absent || step.count.is_some() || index == anchor) {
-        return refuse("only a step that is neither absent nor counted, and not the anchor, may be the anchor as well");
-    }
-    if step.absent && step.count.is_some() {
-        return refuse("what is absent has no count");
-    }
-    if step.apart.is_some() && !(step.absent && index < anchor) {
-        return refuse("`apart` is for a step that must be absent before the anchor");
-    }
-    for named in [&step.after, &step.before, &step.unless].into_iter().flatten() {
-        let other = step_named(&file.steps, named).filter(|other| *other < anchor && !file.steps[*other].absent);
-        if !(step.absent && index < anchor) || other.is_none() {
-            return refuse("an absent step before the anchor names a present one there by `after`, `before`, `unless`");
-        }
-    }
-    Ok(())
-}
-
-/// The optional steps of which one must be found.
-fn one_of(file: &PatternFile) -> Result<Vec<usize>, Wrong> {
-    let mut one_of = Vec::new();
-    for name in &file.one_of {
-        match file.steps.iter().position(|step| *step.name == **name && step.optional) {
-            Some(index) => one_of.push(index),
-            None => return wrong(name.place(), format!("`one_of` names {}, which is no optional step", **name)),
-        }
-    }
-    Ok(one_of)
-}
 
 fn compile(file: PatternFile) -> Result<Pattern, Wrong> {
     check(&file)?;
@@ -357,6 +261,7 @@ fn compile_end(end: &EndFile) -> Result<Step, Wrong> {
         count_min: 1,
         is_counted: false,
         distinct: None,
+        each_after: None,
         optional: true,
         may_be_lost: false,
         may_be_anchor: false,
@@ -411,6 +316,7 @@ fn compile_step(
     Ok(Step {
         is_counted: step.count.is_some(),
         distinct,
+        each_after: step.count.as_ref().and_then(|count| named(&count.after)),
         may_be_lost: step.may_be_lost,
         may_be_anchor: step.may_be_anchor,
         name: step.name.to_string(),
@@ -492,8 +398,4 @@ fn compile_condition(field: Field, kind: ClueKind, condition: &ConditionFile) ->
             }
         }
     })
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -32,6 +32,7 @@ pub enum Outcome {
     Exhausted,
 }
 
+#[derive(Clone, Copy)]
 struct Search<'a> {
     pattern: &'a Pattern,
     history: &'a ClueHistory,
@@ -221,6 +222,22 @@ impl<'a> Search<'a> {
 
     /// Whether what holds for the anchor holds for another clue that is counted with it.
     fn is_like_anchor(&self, noted: &Noted) -> bool {
+        let Some(before) = self.pattern.anchor_step().each_after else { return self.holds_for(noted) };
+        let mut search = *self;
+        search.bound[before] = self.nearest_before(before, noted);
+        search.bound[before].is_some() && search.holds_for(noted)
+    }
+
+    /// The last clue before this one that may be a step.
+    fn nearest_before(&self, index: usize, noted: &Noted) -> Option<&'a Arc<Noted>> {
+        let (at, step) = (self.time(noted), &self.pattern.steps[index]);
+        let latest = at.saturating_add(self.pattern.anchor_step().slack_ns).saturating_add(self.skew(noted));
+        let earliest = at.saturating_sub(self.pattern.window_ns);
+        let fits = |other: &&Arc<Noted>| (earliest..=latest).contains(&self.time(other));
+        self.history.may_be(step.number, HISTORY_MAX).filter(fits).max_by_key(|other| self.time(other))
+    }
+
+    fn holds_for(&self, noted: &Noted) -> bool {
         let bound = self.pattern.steps.iter().zip(&self.bound);
         let mut others = bound.enumerate().filter(|(index, _)| *index != self.pattern.anchor);
         others.all(|(_, (step, bound))| bound.is_none_or(|bound| self.agrees_beside(step, bound, noted)))

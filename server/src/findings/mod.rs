@@ -5,6 +5,7 @@
 //! Ids depend on the evidence alone, so a replay finds the same; everything is bounded.
 
 mod absorb;
+mod checks;
 mod clue_history;
 mod clue_store;
 mod compose;
@@ -34,6 +35,7 @@ mod rejoin;
 mod restored;
 mod schema;
 mod series;
+mod step_mask;
 mod store;
 mod template;
 pub mod text;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use super::field::Field;
 use super::matching::SKEW_NS;
-use super::pattern::{Pattern, PatternSet, Reach, Step, StepMask};
+use super::pattern::{Pattern, PatternSet, Reach, Step};
 use super::schema::Scope;
+use super::step_mask::StepMask;
 use crate::correlate::Generations;
 use crate::correlate::clue::ClueKind;
 

@@ -154,6 +154,8 @@ pub struct CountFile {
     pub min: u32,
     /// Counted are different values of this field.
     pub distinct: Option<Placed<String>>,
+    /// Of an anchor: each counted clue, and not only the last one, is after this step.
+    pub after: Option<Placed<String>>,
 }
 
 /// Severities, rising.

@@ -56,6 +56,11 @@ impl Template {
             places(before, resolve, &mut parts)?;
             let mut optional = Vec::new();
             places(inside, resolve, &mut optional)?;
+            if optional.iter().all(|part| matches!(part, Part::Text(_))) {
+                return Err(format!(
+                    "`[[{inside}]]` has no place, so it would never be left out: write {{step.field}} into it, or no `[[ ]]`"
+                ));
+            }
             parts.push(Part::Optional(optional));
             rest = behind;
         }
@@ -80,7 +85,7 @@ impl Template {
                 Part::Optional(parts) => {
                     let mut inside = String::new();
                     if parts.iter().all(|part| fill(part, subject, &mut inside)) {
-                        text.push_str(&inside);
+                        push_text(&inside, &mut text);
                     }
                 }
                 part => {
@@ -94,9 +99,16 @@ impl Template {
     }
 }
 
+/// Appends a text of the pattern. A full stop behind words that end a sentence themselves, as kubelet's do, is left out.
+fn push_text(text: &str, out: &mut String) {
+    let ends_sentence = out.ends_with(['.', '!', '?', '…']);
+    let is_stop = text.starts_with('.') && !text.starts_with("..");
+    out.push_str(if ends_sentence && is_stop { &text[1..] } else { text });
+}
+
 fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
     match part {
-        Part::Text(text) => out.push_str(text),
+        Part::Text(text) => push_text(text, out),
         Part::Entity => out.push_str(&subject.anchor.entity.to_string()),
         Part::Node => out.push_str(&subject.anchor.entity.node.name),
         Part::Count => out.push_str(&subject.count.to_string()),
@@ -108,7 +120,7 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
         Part::Field(step, field) => {
             let clue = subject.steps.get(*step).copied().flatten();
             match clue.and_then(|clue| show(*field, clue, subject)) {
-                Some(value) => out.push_str(&value),
+                Some(value) => out.push_str(value.trim_end()),
                 None => return false,
             }
         }

@@ -22,9 +22,10 @@ use super::from_log::FromLog;
 use super::growing::Growing;
 use super::joins::{HistoryKey, Joins, Keys};
 use super::matching::{self, Match, Outcome};
-use super::pattern::{Pattern, PatternSet, StepMask};
+use super::pattern::{Pattern, PatternSet};
 use super::plan::Plans;
 use super::schema::Scope;
+use super::step_mask::StepMask;
 use super::store::FindingStore;
 use crate::correlate::clue::{Clue, ClueDetail};
 use crate::correlate::{Generations, LossView, Message, Topology};
@@ -480,5 +481,3 @@ impl Worker {
         }
     }
 }
-
-const _: () = assert!(size_of::<StepMask>() <= 64);

@@ -53,6 +53,12 @@ pub fn clean(text: &str) -> String {
     text.chars().map(visible).collect()
 }
 
+/// The same of a text of several lines.
+pub fn clean_lines(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(clean).collect();
+    lines.join("\n")
+}
+
 /// `text` in lines of at most [`WIDTH`] columns, the first behind `first`, the others behind as many blanks.
 pub(super) fn wrap(first: &str, text: &str) -> String {
     let indent = " ".repeat(first.chars().count());

@@ -8,7 +8,8 @@ use crate::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
 use crate::correlate::{EntityInfo, NodeRef};
 use crate::findings::PatternSet;
 use crate::findings::clue_store::{ClueStore, Noted};
-use crate::findings::pattern::{Pattern, StepMask};
+use crate::findings::pattern::Pattern;
+use crate::findings::step_mask::StepMask;
 
 const MINUTE: u64 = 60_000_000_000;
 
