@@ -139,6 +139,9 @@ fn kubelet_ends_pods_for_three_reasons_under_one_name() {
         ("Terminated", shutdown, "node-shutdown"),
         ("NodeShutdown", "Pod was rejected as the node is shutting down.", "node-shutdown"),
         ("Shutdown", "Node is shutting, evicting pods", "node-shutdown"),
+        ("NodeShutdown", "Pod was rejected: Pod was rejected as the node is shutting down.", "node-shutdown"),
+        ("TerminationByKubelet", "Stopped by the shutdown hook of node-agent", "ended-by-kubelet"),
+        ("TerminationByKubelet", "pod was terminated in response to imminent node shutdown", "ended-by-kubelet"),
         ("TerminationByKubelet", "Pod was preempted by Kubelet to accommodate a critical pod.", "preempted-by-kubelet"),
         ("Preempting", "Preempted in order to admit critical pod", "preempted-by-kubelet"),
         ("TerminationByKubelet", short, "ended-by-kubelet"),
@@ -330,8 +333,8 @@ fn pods_evicted_from_a_cordoned_node_are_one_drain() {
     assert_eq!(found.remove(probable).count, 1);
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!((found[0].pattern.as_str(), found[0].count), ("evicted-by-drain", 3), "{found:#?}");
-    assert!(found[0].title.contains("node n1 is drained: 3 of its pods"), "{}", found[0].title);
-    assert!(found[0].confidence > 0.9 && found[0].severity == "low", "{found:#?}");
+    assert!(found[0].title.contains("node n1 is probably drained: 3 of its pods"), "{}", found[0].title);
+    assert!(found[0].confidence < 0.8 && found[0].severity == "low", "nothing says who asked: {found:#?}");
 }
 
 /// A collector that restarts, or a watch that folds changes, sees condition and deletion at once.

@@ -29,6 +29,7 @@ mod correlate_causes;
 mod correlate_connections;
 mod correlate_engine;
 mod correlate_gone;
+mod correlate_gone_twice;
 mod correlate_node;
 mod correlate_node_ready;
 mod correlate_patterns;

@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 108] = [
+pub(super) const EMBEDDED: [(&str, &str); 109] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -34,6 +34,7 @@ pub(super) const EMBEDDED: [(&str, &str); 108] = [
     ("drained.yaml", include_str!("../../patterns/drained.yaml")),
     ("ended-by-controller.yaml", include_str!("../../patterns/ended-by-controller.yaml")),
     ("ended-by-kubelet.yaml", include_str!("../../patterns/ended-by-kubelet.yaml")),
+    ("ended-while-deleted.yaml", include_str!("../../patterns/ended-while-deleted.yaml")),
     ("ends-and-restarts.yaml", include_str!("../../patterns/ends-and-restarts.yaml")),
     ("evicted-by-api.yaml", include_str!("../../patterns/evicted-by-api.yaml")),
     ("evicted-by-drain.yaml", include_str!("../../patterns/evicted-by-drain.yaml")),

@@ -99,10 +99,16 @@ impl Node {
         self.pod_says(at, entity, [reason, ""], is_deleting);
     }
 
-    /// The same with what is said beside the reason.
+    /// The same with what is said beside the reason. What kubelet ended or refused is Failed; what is only deleted runs until it ends.
     pub fn pod_says(&mut self, at: u64, entity: EntityId, [reason, message]: [&str; 2], is_deleting: bool) {
-        let reason = self.name(reason);
-        let phase = self.name("Failed");
+        let runs = ["", "EvictionByEvictionAPI", "DeletionByTaintManager", "PreemptionByScheduler", "Preempted"];
+        let phase = if runs.contains(&reason) { "Running" } else { "Failed" };
+        self.pod_is(at, entity, phase, [reason, message], is_deleting);
+    }
+
+    /// The same of a pod in this phase.
+    pub fn pod_is(&mut self, at: u64, entity: EntityId, phase: &str, [reason, message]: [&str; 2], is_deleting: bool) {
+        let [reason, phase] = [reason, phase].map(|text| self.name(text));
         let message = if message.is_empty() { NO_NAME } else { self.name(message) };
         let state = PodState {
             phase,
