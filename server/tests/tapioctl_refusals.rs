@@ -66,6 +66,58 @@ fn a_server_that_never_answers_is_passed_over() {
     }
 }
 
+/// Runs `tapioctl` where `servers.test` has these addresses. `None` where nobody may mount, and that is not required.
+fn run_with_name(addresses: &[&str], port: u16, arguments: &[&str]) -> Option<std::process::Output> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let hosts = folder.path().join("hosts");
+    let lines: String = addresses.iter().map(|address| format!("{address} servers.test\n")).collect();
+    std::fs::write(&hosts, lines).expect("written");
+    let script = "mount --bind \"$1\" /etc/hosts || exit 99; shift; exec \"$@\"";
+    let output = std::process::Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
+        .arg(&hosts)
+        .args([env!("CARGO_BIN_EXE_tapioctl"), "--server", &format!("servers.test:{port}")])
+        .args(arguments)
+        .output()
+        .expect("unshare is in util-linux");
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(99) || said.contains("unshare failed") {
+        let text = format!("a_name_stands_for_all_its_addresses needs a mount namespace: {said}");
+        assert!(std::env::var("TAPIO_REQUIRE").as_deref() != Ok("all"), "{text}");
+        eprintln!("SKIP: {text}");
+        return None;
+    }
+    Some(output)
+}
+
+#[test]
+fn a_name_stands_for_all_its_addresses() {
+    let server = serve();
+    let listener = server.runtime.block_on(TcpListener::bind("127.0.0.2:0")).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let service = query::service(Arc::clone(&server.machine.store), Arc::new(Fixed));
+    let router = tonic::transport::Server::builder().add_service(service);
+    server.runtime.spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    let finds = |addresses: &[&str]| {
+        let output = run_with_name(addresses, port, &["findings", "--json"])?;
+        let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && text.contains("\"pattern\""), "{addresses:?}: {text} {said}");
+        Some(())
+    };
+    // Nobody listens at the first; then somebody does who never answers, as a server that is stopped.
+    if finds(&["127.0.0.1", "127.0.0.2"]).is_none() {
+        return;
+    }
+    let _silent = std::net::TcpListener::bind(("127.0.0.1", port)).expect("it is free on this address");
+    finds(&["127.0.0.1", "127.0.0.2"]).expect("a namespace, as before");
+    let output = run_with_name(&["127.0.0.1", "127.0.0.3"], port, &["findings"]).expect("a namespace, as before");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    let silent = format!("servers.test:{port} (127.0.0.1): it did not answer within 2 s");
+    let refused = format!("nor at servers.test:{port} (127.0.0.3): 127.0.0.3:{port}: Connection refused");
+    assert!(said.contains(&silent) && said.contains(&refused), "{said}");
+}
+
 #[test]
 fn a_port_that_does_not_exist_is_reported() {
     for (server, says) in [

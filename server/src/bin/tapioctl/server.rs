@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use tapio_wire::service::query_client::QueryClient;
 use tapio_wire::service::{StatusRequest, StatusResponse, Unanswered};
 use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -90,7 +92,8 @@ fn innermost(status: &tonic::Status) -> String {
 /// Where the server is, and what it asks for
 #[derive(Default, clap::Args)]
 pub struct ServerAt {
-    /// gRPC address of the server (HOST:PORT or a URL). Of several, separated by commas, the first that answers is used
+    /// gRPC address of the server (HOST:PORT or a URL). Of several, separated by commas or behind one name, the first that answers
+    /// is used
     #[arg(long, global = true, env = "TAPIO_SERVER", default_value = "http://127.0.0.1:9090")]
     server: String,
     /// Print nothing and exit with code 4 if a server's part is missing
@@ -101,6 +104,9 @@ pub struct ServerAt {
     /// Servers whose parts were missing in what was printed.
     #[arg(skip)]
     missing: Missing,
+    /// The server that was reached last was one of several.
+    #[arg(skip)]
+    has_others: AtomicBool,
 }
 
 /// Servers whose parts were missing, by name and reason.
@@ -160,7 +166,7 @@ impl ServerAt {
     fn hint(&self) -> &'static str {
         match self.access.hint() {
             // An HTTP port closes at the first bytes of HTTP/2. Several addresses were asked for their health before.
-            "" if self.access.tls_ca.is_none() && self.addresses().len() == 1 => {
+            "" if self.access.tls_ca.is_none() && !self.has_others.load(Ordering::Relaxed) => {
                 "; is it the gRPC port, 9090 by default, and without TLS?"
             }
             hint => hint,
@@ -174,7 +180,7 @@ impl ServerAt {
 
     /// Whether what goes on until it is interrupted may go on at another server after this.
     pub fn may_go_on_after(&self, failure: &Failure) -> bool {
-        matches!(failure, Failure::Unreachable(_) | Failure::Broken(_)) && self.addresses().len() > 1
+        matches!(failure, Failure::Unreachable(_) | Failure::Broken(_)) && self.has_others.load(Ordering::Relaxed)
     }
 
     /// Whether nobody's part was missing.
@@ -244,20 +250,40 @@ pub async fn status(client: &mut Client, server: &ServerAt) -> Result<StatusResp
     Ok(status)
 }
 
-/// Connects to the first of the servers that answers.
+/// Connects to the first of the servers that answers. A name stands for all addresses that it has.
 pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Failure> {
     let mut failures: Vec<String> = Vec::new();
-    let addresses = server.addresses();
-    for address in &addresses {
-        let answered = async {
-            let connect_timeout = if addresses.len() == 1 { CONNECT_TIMEOUT } else { NEXT_SERVER_TIMEOUT };
-            let reached = connect_to(address, &server.access, with_timeout, connect_timeout).await?;
-            first_answer(address, reached, server).await
+    let names = server.addresses();
+    for name in &names {
+        let target = Target::of(name, &server.access, with_timeout)?;
+        let addresses: Vec<SocketAddr> = match tokio::net::lookup_host((target.host.as_str(), target.port)).await {
+            Ok(addresses) => addresses.collect(),
+            Err(error) => {
+                failures.push(format!("{name}: {error}"));
+                continue;
+            }
         };
-        match answered.await {
-            Ok(client) => return Ok(client),
-            Err(Failure::Unreachable(reason)) => failures.push(reason),
-            Err(failure) => return Err(failure),
+        if addresses.is_empty() {
+            failures.push(format!("{name}: the name has no address"));
+        }
+        let is_only = names.len() == 1 && addresses.len() == 1;
+        server.has_others.store(!is_only, Ordering::Relaxed);
+        for address in &addresses {
+            let answered = async {
+                let reached =
+                    target.reach(*address, if is_only { CONNECT_TIMEOUT } else { NEXT_SERVER_TIMEOUT }).await?;
+                first_answer(reached, server, is_only).await
+            };
+            let shown = match addresses.len() {
+                1 => (*name).to_owned(),
+                _ => format!("{name} ({})", address.ip()),
+            };
+            match answered.await {
+                Ok(client) => return Ok(client),
+                Err(NoAnswer::Reason(reason)) => failures.push(format!("{shown}: {reason}")),
+                Err(NoAnswer::Failure(Failure::Unreachable(reason))) => failures.push(reason),
+                Err(NoAnswer::Failure(failure)) => return Err(failure),
+            }
         }
     }
     match failures.is_empty() {
@@ -272,22 +298,28 @@ struct Reached {
     health: HealthClient<InterceptedService<Channel, Bearer>>,
 }
 
+/// Why an address cannot be used.
+enum NoAnswer {
+    /// The next one may do.
+    Reason(String),
+    Failure(Failure),
+}
+
 /// Asks for the server's health. Every answer of a gRPC server will do, also that it has no such service or wants a token.
-async fn first_answer(address: &str, mut reached: Reached, server: &ServerAt) -> Result<Client, Failure> {
-    let is_only = server.addresses().len() == 1;
+async fn first_answer(mut reached: Reached, server: &ServerAt, is_only: bool) -> Result<Client, NoAnswer> {
     let patience = if is_only { FIRST_ANSWER_TIMEOUT } else { NEXT_SERVER_TIMEOUT };
     let asked = reached.health.check(HealthCheckRequest::default());
     let reason = match tokio::time::timeout(patience, asked).await {
         Ok(Ok(_)) => return Ok(reached.client),
         Ok(Err(status)) if is_of_server(&status) => return Ok(reached.client),
-        Ok(Err(status)) if is_only => return Err(Failure::of(server, &status)),
+        Ok(Err(status)) if is_only => return Err(NoAnswer::Failure(Failure::of(server, &status))),
         Ok(Err(status)) => format!("it does not speak gRPC, or went away ({})", innermost(&status)),
         Err(_) => format!(
             "it did not answer within {} s, though the connection was made: it is stopped or overloaded",
             patience.as_secs()
         ),
     };
-    Err(Failure::Unreachable(format!("{address}: {reason}")))
+    Err(NoAnswer::Reason(reason))
 }
 
 /// Whether a gRPC server said it, and not the connection.
@@ -308,67 +340,59 @@ fn port_of(uri: &tonic::transport::Uri) -> Result<u16, String> {
     }
 }
 
-async fn connect_to(
-    server: &str,
-    access: &Access,
-    with_timeout: bool,
-    connect_timeout: Duration,
-) -> Result<Reached, Failure> {
-    let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
-    let wrong = |problem: String| Failure::Usage(format!("\"{server}\" is no address: {problem}"));
-    let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{error}")))?;
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let port = port_of(&uri).map_err(wrong)?;
-    let usage = |error: &dyn Error| Failure::Usage(error.to_string());
-    let tls = match &access.tls_ca {
-        Some(ca) => {
-            let files = ClientFiles {
-                ca: ca.clone(),
-                cert: access.tls_cert.clone(),
-                key: access.tls_key.clone(),
-                server_name: access.tls_server_name.clone(),
-            };
-            Some(Arc::new(Watched::load(files).map_err(|error| usage(&error))?))
-        }
-        None if uri.scheme_str() == Some("https") => {
-            return Err(Failure::Usage("https needs --tls-ca, the certificates of the server's CA".into()));
-        }
-        None => None,
-    };
-    let token = access.token_file.clone().map(TokenFile::load).transpose().map_err(|error| usage(&error))?;
-    let mut endpoint = dial::endpoint(host, port, tls.is_some())
-        .map_err(|error| wrong(error.to_string()))?
-        .connect_timeout(connect_timeout)
-        // A watcher must notice that the server is gone, also when it closed no connection.
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(REQUEST_TIMEOUT)
-        .keep_alive_while_idle(true);
-    if with_timeout {
-        endpoint = endpoint.timeout(REQUEST_TIMEOUT);
-    }
-    let unreachable = |reason: String| Failure::Unreachable(format!("{server}: {reason}"));
-    let addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| unreachable(error.to_string()))?;
-    let mut reason = "the name has no address".to_owned();
-    let mut connected = None;
-    for address in addresses {
-        match dial::dial(&endpoint, address, tls.as_ref()).await {
-            Ok(channel) => {
-                connected = Some(channel);
-                break;
+/// One of the servers that --server names.
+struct Target {
+    host: String,
+    port: u16,
+    endpoint: Endpoint,
+    tls: Option<Arc<Watched<ClientFiles>>>,
+    token: Option<Arc<TokenFile>>,
+}
+
+impl Target {
+    fn of(server: &str, access: &Access, with_timeout: bool) -> Result<Self, Failure> {
+        let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+        let wrong = |problem: String| Failure::Usage(format!("\"{server}\" is no address: {problem}"));
+        let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{error}")))?;
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let port = port_of(&uri).map_err(wrong)?;
+        let usage = |error: &dyn Error| Failure::Usage(error.to_string());
+        let tls = match &access.tls_ca {
+            Some(ca) => {
+                let files = ClientFiles {
+                    ca: ca.clone(),
+                    cert: access.tls_cert.clone(),
+                    key: access.tls_key.clone(),
+                    server_name: access.tls_server_name.clone(),
+                };
+                Some(Arc::new(Watched::load(files).map_err(|error| usage(&error))?))
             }
-            Err(error) => {
-                reason = error.to_string();
-                let mut cause = error.source();
-                while let Some(error) = cause {
-                    reason = error.to_string();
-                    cause = error.source();
-                }
+            None if uri.scheme_str() == Some("https") => {
+                return Err(Failure::Usage("https needs --tls-ca, the certificates of the server's CA".into()));
             }
+            None => None,
+        };
+        let token = access.token_file.clone().map(TokenFile::load).transpose().map_err(|error| usage(&error))?;
+        let mut endpoint = dial::endpoint(host, port, tls.is_some())
+            .map_err(|error| wrong(error.to_string()))?
+            // A watcher must notice that the server is gone, also when it closed no connection.
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(REQUEST_TIMEOUT)
+            .keep_alive_while_idle(true);
+        if with_timeout {
+            endpoint = endpoint.timeout(REQUEST_TIMEOUT);
         }
+        Ok(Self { host: host.to_owned(), port, endpoint, tls, token: token.map(Arc::new) })
     }
-    let channel = connected.ok_or_else(|| unreachable(reason))?;
-    let token = token.map(Arc::new);
-    let health = HealthClient::with_interceptor(channel.clone(), Bearer(token.clone()));
-    let client = QueryClient::with_interceptor(channel, Bearer(token));
-    Ok(Reached { client: client.max_decoding_message_size(ANSWER_BYTES_MAX), health })
+
+    async fn reach(&self, address: SocketAddr, timeout: Duration) -> Result<Reached, NoAnswer> {
+        let endpoint = self.endpoint.clone().connect_timeout(timeout);
+        let channel = dial::dial(&endpoint, address, self.tls.as_ref()).await.map_err(|error| {
+            let causes = std::iter::successors(Some(&error as &dyn Error), |&error| error.source());
+            NoAnswer::Reason(causes.last().map_or_else(String::new, ToString::to_string))
+        })?;
+        let health = HealthClient::with_interceptor(channel.clone(), Bearer(self.token.clone()));
+        let client = QueryClient::with_interceptor(channel, Bearer(self.token.clone()));
+        Ok(Reached { client: client.max_decoding_message_size(ANSWER_BYTES_MAX), health })
+    }
 }
