@@ -15,7 +15,7 @@ use tapio_server::findings::FindingStore;
 use tapio_wire::program::clock::now_ns;
 use tapio_wire::service::{EntityRef, Finding};
 
-use crate::cluster_support::{installed, until};
+use crate::cluster_support::{Nats, installed, section, until};
 use crate::cluster_whole::{limit_kill, ship};
 use crate::correlate_node::{Node, SECOND};
 use crate::whole_server::{Whole, get};
@@ -149,6 +149,48 @@ fn alerts_fire_while_findings_stand_also_after_a_loss() {
     alerts.until_firing(&["death"]);
     let status = deliverer.status().remove(0);
     assert_eq!((status.waiting, status.lost, status.refused), (0, 0, 0), "{status:#?}");
+}
+
+/// A leader that delivers what is in its store, as the only one for as long as it lives.
+fn leader(alerts: &Alerts, server: &str, nats: &Nats) -> (Arc<FindingStore>, Deliverer) {
+    let store = Arc::new(FindingStore::new(50));
+    let source = Source { store: Arc::clone(&store), leadership: Arc::new(Leadership::sole(server)), link: None };
+    let metrics = DeliverMetrics::register(&Registry::new()).expect("fresh names");
+    let sink = Alertmanager::new(&alerts.section(), "prod").expect("a good address");
+    let at = MarksAt::Log(Box::new(section(nats, server)));
+    (store, Deliverer::start(&source, vec![Box::new(sink)], &at, &metrics).expect("it starts"))
+}
+
+#[test]
+fn the_next_leader_resolves_what_a_finding_was_called_before() {
+    let (Some(alerts), Some(nats)) = (Alerts::start(), Nats::start()) else { return };
+    let (store, first) = leader(&alerts, "a", &nats);
+    // Deaths, whose alerts would fire for minutes.
+    for (id, pod) in [("moved", "web-0"), ("taken", "web-1"), ("same", "web-2")] {
+        store.publish(finding(id, pod, false)).expect("it is new");
+    }
+    let of = |firing: &[Value], id: &str| {
+        let pods = firing.iter().filter(|one| one["labels"]["finding"] == id);
+        pods.map(|one| one["labels"]["pod"].as_str().expect("a pod").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&alerts.until_firing(&["moved", "taken", "same"]), "moved"), ["web-0"]);
+    until("all is confirmed", || (first.status()[0].delivered == 3).then_some(()));
+    let same = (*store.get("same").expect("it is there")).clone();
+    drop(first);
+    // What the next one has found meanwhile: another pod, and that one is a part of another.
+    let (store, second) = leader(&alerts, "b", &nats);
+    for (id, pod) in [("moved", "web-9"), ("taken", "web-1"), ("better", "web-1")] {
+        store.publish(finding(id, pod, false)).expect("it is new");
+    }
+    store.publish(same).expect("it is new");
+    store.withdraw("taken", Some("better")).expect("it was there");
+    let firing = until("no old name fires", || {
+        let firing = alerts.firing();
+        let is_over = of(&firing, "moved") == ["web-9"] && of(&firing, "taken").is_empty();
+        (is_over && firing.len() == 3).then_some(firing)
+    });
+    assert_eq!((of(&firing, "better"), of(&firing, "same")), (vec!["web-1".to_owned()], vec!["web-2".to_owned()]));
+    assert_eq!((second.status()[0].lost, second.status()[0].refused), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

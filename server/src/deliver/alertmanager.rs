@@ -9,9 +9,9 @@
 //!
 //! Source: <https://github.com/prometheus/alertmanager/blob/v0.25.0/api/v2/openapi.yaml>. Labels tell alerts apart, so the finding's id is
 //! among them. When a better cause is found for the same death, the labels change: then the former alert is resolved by the same request.
+//! The labels are kept with the marks, so that the next leader resolves what this one had sent.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -31,8 +31,6 @@ const NS: u64 = 1_000_000_000;
 const FIRES_AT_LEAST: Duration = Duration::from_secs(300);
 /// How long the others may take once an instance has an alert.
 const OTHERS_TIMEOUT: Duration = Duration::from_secs(1);
-/// Alerts whose labels are remembered.
-const POSTED_MAX: usize = 20_000;
 /// Number of pauses within which a standing alert must be sent again.
 const PAUSES: u32 = 4;
 
@@ -41,8 +39,6 @@ pub struct Alertmanager {
     receivers: Vec<Receiver>,
     section: AlertmanagerSection,
     cluster: String,
-    /// The labels that each finding was posted with last.
-    posted: Mutex<HashMap<String, Labels>>,
 }
 
 type Labels = BTreeMap<String, String>;
@@ -60,7 +56,7 @@ impl Alertmanager {
             let (token_file, files) = (section.token_file.clone(), section.tls.clone().filter(|_| address.has_tls));
             receivers.push(Receiver::new("deliver.alertmanager", address, token_file, files).map_err(tls)?);
         }
-        Ok(Self { receivers, section: section.clone(), cluster: cluster.into(), posted: Mutex::default() })
+        Ok(Self { receivers, section: section.clone(), cluster: cluster.into() })
     }
 
     fn labels(&self, finding: &Finding) -> Labels {
@@ -86,7 +82,7 @@ impl Alertmanager {
         labels
     }
 
-    fn alert(&self, finding: &Finding, labels: &Labels, now_ns: u64, is_repeat: bool) -> Value {
+    fn alert(&self, finding: &Finding, labels: &Labels, now_ns: u64, is_known: bool) -> Value {
         let mut annotations = json!({
             "title": finding.title,
             "summary": finding.summary,
@@ -101,8 +97,8 @@ impl Alertmanager {
         json!({
             "labels": labels,
             "annotations": annotations,
-            "startsAt": rfc3339(finding.started_ns.min(now_ns)),
-            "endsAt": rfc3339(self.ends_ns(finding, now_ns, is_repeat)),
+            "startsAt": rfc3339(if finding.pattern.is_empty() { now_ns } else { finding.started_ns.min(now_ns) }),
+            "endsAt": rfc3339(self.ends_ns(finding, now_ns, is_known)),
             "generatorURL": self.section.page_url.as_ref().map_or_else(String::new, |page| {
                 format!("{}/f/{}", page.trim_end_matches('/'), finding.id)
             }),
@@ -110,7 +106,7 @@ impl Alertmanager {
     }
 
     /// Until when it fires. A state fires until it is over; an event for a while.
-    fn ends_ns(&self, finding: &Finding, now_ns: u64, is_repeat: bool) -> u64 {
+    fn ends_ns(&self, finding: &Finding, now_ns: u64, is_known: bool) -> u64 {
         if finding.withdrawn || finding.resolved_ns > 0 {
             return now_ns;
         }
@@ -121,32 +117,21 @@ impl Alertmanager {
         let fires = self.section.fires_for.as_nanos() as u64;
         let ends_ns = finding.published_ns.saturating_add(fires);
         let at_least = now_ns.saturating_add(FIRES_AT_LEAST.min(self.section.fires_for).as_nanos() as u64);
-        if is_repeat { ends_ns.max(now_ns) } else { ends_ns.max(at_least) }
+        if is_known { ends_ns.max(now_ns) } else { ends_ns.max(at_least) }
     }
 
     /// The alerts of one request: the finding's, and the end of what it was before.
-    fn alerts(&self, finding: &Finding, now_ns: u64) -> (Labels, Value) {
-        let labels = self.labels(finding);
-        let posted = self.posted.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = posted.get(&finding.id);
-        let mut alerts = vec![self.alert(finding, &labels, now_ns, before == Some(&labels))];
-        if let Some(before) = before.filter(|before| **before != labels) {
-            let over = Finding { withdrawn: true, ..finding.clone() };
-            alerts.push(self.alert(&over, before, now_ns, true));
+    fn alerts(&self, delivery: &Delivery, now_ns: u64) -> Vec<Value> {
+        let finding = &delivery.finding;
+        let mut alerts = Vec::new();
+        // Of what was taken over while nobody led, the id alone is known, and by which labels it fires.
+        if !finding.pattern.is_empty() {
+            alerts.push(self.alert(finding, &self.labels(finding), now_ns, delivery.is_known));
         }
-        (labels, Value::Array(alerts))
-    }
-
-    fn note(&self, finding: &Finding, labels: Labels) {
-        let mut posted = self.posted.lock().unwrap_or_else(PoisonError::into_inner);
-        if finding.withdrawn || finding.resolved_ns > 0 {
-            posted.remove(&finding.id);
-            return;
-        }
-        if posted.len() >= POSTED_MAX {
-            posted.clear();
-        }
-        posted.insert(finding.id.clone(), labels);
+        let over = Finding { withdrawn: true, ..(**finding).clone() };
+        let former = delivery.former.iter().filter_map(|note| serde_json::from_str(note).ok());
+        alerts.extend(former.map(|labels: Labels| self.alert(&over, &labels, now_ns, true)));
+        alerts
     }
 
     /// Posts to every instance. They share what they notify, and each gets what stands again: one that has it is enough.
@@ -197,21 +182,23 @@ impl Sink for Alertmanager {
     }
 
     fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a> {
-        let finding = &delivery.finding;
-        // Of what was taken over while nobody led, the id alone is known. Its alert runs out by itself.
-        if finding.pattern.is_empty() {
-            return Box::pin(std::future::ready(Ok(())));
-        }
         Box::pin(async move {
-            let (labels, alerts) = self.alerts(finding, now_seconds() * NS);
-            self.post(&alerts.to_string()).await?;
-            self.note(finding, labels);
-            Ok(())
+            match self.alerts(delivery, now_seconds() * NS) {
+                // An earlier version of Tapio kept no labels: the alert runs out by itself.
+                alerts if alerts.is_empty() => Ok(()),
+                alerts => self.post(&Value::Array(alerts).to_string()).await,
+            }
         })
     }
 
     fn wants(&self, finding: &Finding) -> bool {
         self.section.only.names(finding)
+    }
+
+    /// The labels, by which Alertmanager knows an alert.
+    fn note(&self, finding: &Finding) -> Option<String> {
+        // Texts by texts: nothing that JSON cannot hold.
+        (!finding.pattern.is_empty()).then(|| serde_json::to_string(&self.labels(finding)).unwrap_or_default())
     }
 
     fn repeats(&self) -> Option<Duration> {
@@ -232,16 +219,22 @@ mod tests {
     use super::*;
     use tapio_wire::service::EntityRef;
 
+    fn delivery(finding: Finding, former: Vec<String>) -> Delivery {
+        Delivery { id: "a.1".into(), revision: 1, term: 1, finding: Arc::new(finding), is_known: false, former }
+    }
+
     #[tokio::test]
     async fn a_withdrawal_that_names_nothing_is_no_alert() {
         let section = AlertmanagerSection { urls: vec!["http://127.0.0.1:1".into()], ..AlertmanagerSection::default() };
         let sink = Alertmanager::new(&section, "prod").expect("a good address");
         let of = |pattern: &str| {
             let finding = Finding { id: "a".into(), pattern: pattern.into(), withdrawn: true, ..Finding::default() };
-            Delivery { id: "a.1".into(), revision: 1, term: 1, finding: Arc::new(finding) }
+            delivery(finding, Vec::new())
         };
         assert_eq!(sink.deliver(&of("")).await, Ok(()));
         assert!(matches!(sink.deliver(&of("crashed")).await, Err(SinkError::Away(_))));
+        let former = delivery(Finding { withdrawn: true, ..Finding::default() }, vec![r#"{"alertname":"A"}"#.into()]);
+        assert!(matches!(sink.deliver(&former).await, Err(SinkError::Away(_))), "by its labels its end can be said");
     }
 
     #[test]
@@ -272,8 +265,9 @@ mod tests {
             assert_eq!(sink.ends_ns(&over, now_ns, false), now_ns);
         }
         // A better cause of the same death takes the place of the former one.
-        sink.note(&death, sink.labels(&death));
-        let (_, alerts) = sink.alerts(&Finding { pattern: "pod-limit-kill".into(), ..death }, now_ns);
+        let former = sink.note(&death).into_iter().collect();
+        let better = Finding { pattern: "pod-limit-kill".into(), ..death };
+        let alerts = sink.alerts(&delivery(better, former), now_ns);
         let of = |at: usize, part: &str, key: &str| alerts[at][part][key].as_str().map(str::to_owned);
         assert_eq!(of(0, "labels", "alertname").as_deref(), Some("TapioPodLimitKill"));
         assert_eq!(of(1, "labels", "alertname").as_deref(), Some("TapioMemoryLimitKill"));

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     fn mark(revision: u32, state: MarkState) -> Mark {
-        Mark { revision, content: "c".into(), term: 1, state, withdrawn: false, at: 5 }
+        Mark { revision, content: "c".into(), term: 1, state, withdrawn: false, at: 5, notes: vec!["n".into()] }
     }
 
     #[tokio::test]

@@ -11,9 +11,9 @@ use futures::StreamExt;
 use super::marks::{Known, Mark, Marks, MarksError};
 use crate::cluster::{Bucket, ClusterSection, Connections, Log, LogError};
 
-/// A mark has some 200 bytes, and NATS adds as much.
-const VALUE_BYTES_MAX: i32 = 1024;
-/// Room for the marks of 100,000 findings in two sinks.
+/// A mark has some 200 bytes, and NATS adds as much. Notes add some 300 to it, and at most 2 KiB.
+const VALUE_BYTES_MAX: i32 = 4096;
+/// Room for the marks of some 90,000 findings in a webhook and Alertmanager.
 const BUCKET_BYTES_MAX: i64 = 96 << 20;
 /// How long the next mark may take while all are read.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);

@@ -13,6 +13,9 @@ use tapio_wire::service::Finding;
 
 use crate::cluster::LogError;
 
+/// Size of one mark's notes: a mark has a bound.
+const NOTES_BYTES_MAX: usize = 2048;
+
 /// How far a delivery came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -39,18 +42,31 @@ pub struct Mark {
     pub withdrawn: bool,
     /// When it was written, seconds since 1970.
     pub at: u64,
+    /// The notes ([`super::Sink::note`]) that the receiver may have, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl Mark {
     /// Stands for one that nobody can read.
     pub fn unreadable() -> Self {
-        Self { revision: 0, content: String::new(), term: 0, state: MarkState::Intent, withdrawn: false, at: 0 }
+        let (content, notes) = (String::new(), Vec::new());
+        Self { revision: 0, content, term: 0, state: MarkState::Intent, withdrawn: false, at: 0, notes }
     }
 
     /// Whether nothing is left to do for a version with this content.
     pub fn settles(&self, content: &str, withdrawn: bool) -> bool {
         self.state != MarkState::Intent && (self.content == content || (self.withdrawn && withdrawn))
     }
+}
+
+/// The notes that a receiver may have once it was sent this one too: the latest ones, of [`NOTES_BYTES_MAX`] together.
+pub fn noted(before: &[String], note: Option<&String>) -> Vec<String> {
+    let mut notes: Vec<String> = before.iter().filter(|known| Some(*known) != note).chain(note).cloned().collect();
+    while notes.iter().map(String::len).sum::<usize>() > NOTES_BYTES_MAX {
+        notes.remove(0);
+    }
+    notes
 }
 
 /// A mark, and its place: what a compare-and-set compares.
@@ -101,6 +117,16 @@ pub fn now_seconds() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn notes_are_kept_once_and_within_a_bound() {
+        let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(noted(&of(&["a", "b"]), Some(&"a".to_owned())), of(&["b", "a"]), "the latest last");
+        assert_eq!(noted(&of(&["a"]), None), of(&["a"]));
+        let long = |letter: &str| letter.repeat(900);
+        assert_eq!(noted(&[long("a"), long("b")], Some(&long("c"))), [long("b"), long("c")]);
+        assert!(noted(&[], Some(&"x".repeat(NOTES_BYTES_MAX + 1))).is_empty());
+    }
 
     #[test]
     fn a_findings_content_depends_neither_on_time_nor_on_repetition() {

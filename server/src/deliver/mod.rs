@@ -66,6 +66,10 @@ pub struct Delivery {
     pub term: u64,
     /// What was found; `withdrawn` when it does not stand any more.
     pub finding: Arc<Finding>,
+    /// The receiver has had this version's [`Sink::note`] before, for certain.
+    pub is_known: bool,
+    /// Other notes that the receiver may have had of this finding, also by other leaders.
+    pub former: Vec<String>,
 }
 
 /// Why a delivery was not made, or may not have been.
@@ -97,6 +101,11 @@ pub trait Sink: Send + Sync {
 
     /// Delivers once. [`Ok`] means that the receiver has it.
     fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a>;
+
+    /// By what its receiver knows a finding, where that may change while the finding stays the same; it is kept with the marks.
+    fn note(&self, _finding: &Finding) -> Option<String> {
+        None
+    }
 
     /// How often its receiver is sent again what stands, since it may forget it; [`None`]: never.
     fn repeats(&self) -> Option<Duration> {

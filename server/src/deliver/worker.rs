@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::figures::Figures;
-use super::marks::{Known, Mark, MarkState, Marks, MarksError, content, now_seconds};
+use super::marks::{Known, Mark, MarkState, Marks, MarksError, content, noted, now_seconds};
 use super::queue::{Queue, UNANSWERED_MAX, Waiting};
 use super::{Delivery, Sink, SinkError, Source};
 use crate::cluster::Term;
@@ -304,7 +304,13 @@ impl<M: Marks> Worker<M> {
             Some(mark) => mark.revision.saturating_add(1).max(finding.revision),
             None => finding.revision.max(1),
         };
+        let note = self.sink.note(finding);
+        let notes = before.as_ref().map_or(&[][..], |mark| &mark.notes);
+        let is_known = note.as_ref().is_some_and(|note| notes.contains(note))
+            && before.as_ref().is_some_and(|mark| mark.state == MarkState::Confirmed);
+        let former = notes.iter().filter(|known| Some(*known) != note.as_ref()).cloned().collect();
         let intent = Mark {
+            notes: noted(notes, note.as_ref()),
             revision,
             content: waiting.content.clone(),
             term: term.number(),
@@ -327,6 +333,8 @@ impl<M: Marks> Worker<M> {
             revision,
             term: intent.term,
             finding: Arc::clone(finding),
+            is_known,
+            former,
         };
         let allowed = self.sink.timeout().min(left);
         let mut attempt = Box::pin(timeout(allowed, self.sink.deliver(&delivery)));
@@ -349,7 +357,8 @@ impl<M: Marks> Worker<M> {
             Err(_) => return Ok(Outcome::Failed(SinkError::Away(format!("no answer within {allowed:?}")))),
         }
         self.figures.delivered(is_repeat);
-        let confirmed = Mark { state: MarkState::Confirmed, ..intent };
+        let notes = note.filter(|_| !finding.withdrawn).into_iter().collect();
+        let confirmed = Mark { state: MarkState::Confirmed, notes, ..intent };
         self.close(term, &finding.id, &confirmed, &mut standing.known).await?;
         Ok(Outcome::Settled)
     }
@@ -369,7 +378,8 @@ impl<M: Marks> Worker<M> {
                 continue;
             }
             let id = format!("{}.{}.{}", finding.id, mark.revision, &content[..8]);
-            let delivery = Delivery { id, revision: mark.revision, term: term.number(), finding };
+            let (revision, term_number, former) = (mark.revision, term.number(), Vec::new());
+            let delivery = Delivery { id, revision, term: term_number, finding, is_known: true, former };
             let allowed = self.sink.timeout().min(term.left());
             if allowed.is_zero() || !matches!(timeout(allowed, self.sink.deliver(&delivery)).await, Ok(Ok(()))) {
                 return;
