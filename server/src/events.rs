@@ -419,6 +419,7 @@ fn each_event(
             pid: event.pid.to_native(),
             text,
             detail_json: Value::Object(detail).to_string(),
+            cluster: String::new(),
             incomplete: Vec::new(),
         })?;
     }

@@ -170,7 +170,8 @@ impl Pipeline {
         let metrics = Arc::new(OnceLock::new());
         let peers = start_peers(config, core.cluster.as_ref())?;
         let remote = RemoteMetrics::register(&registry)?;
-        let events = EventSource::new(&config.archive.dir).with_history(history(config, &remote));
+        let events = EventSource::new(&config.archive.dir).of_cluster(&config.cluster.name);
+        let events = events.with_history(history(config, &remote));
         let late_status = LateStatus::default();
         let http = tokio::spawn(http::serve(
             http_listener,

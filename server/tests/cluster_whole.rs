@@ -19,7 +19,7 @@ pub fn member(nats: &Nats, server: &str) -> impl FnOnce(&mut Config) {
 }
 
 /// Starts a member with an existing archive.
-fn member_at(nats: &Nats, server: &str, dir: &Path) -> impl FnOnce(&mut Config) {
+pub fn member_at(nats: &Nats, server: &str, dir: &Path) -> impl FnOnce(&mut Config) {
     let (section, dir) = (section(nats, server), dir.to_owned());
     move |config| {
         config.cluster = section;
@@ -205,6 +205,7 @@ async fn any_server_answers_for_all_and_names_missing_parts() {
         by_b.iter().map(|event| &event.id).collect::<Vec<_>>()
     );
     assert!(by_a.len() >= 6 && by_a.iter().all(|event| event.incomplete.is_empty()), "{by_a:#?}");
+    assert!(by_a.iter().all(|event| event.cluster == "default"), "also those of others");
 
     // Gone without a word: asked at its address, it does not answer.
     b.pipeline.abandon();

@@ -39,6 +39,8 @@ impl Refused {
 #[derive(Clone)]
 pub struct EventSource {
     dir: PathBuf,
+    /// The name of the cluster whose events these are.
+    cluster: Arc<str>,
     history: Option<Arc<History>>,
     readers: Arc<Semaphore>,
 }
@@ -49,7 +51,13 @@ pub type Ended = Arc<Mutex<Option<Outcome>>>;
 impl EventSource {
     /// Reads an archive's directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), history: None, readers: Arc::new(Semaphore::new(READERS_MAX)) }
+        let readers = Arc::new(Semaphore::new(READERS_MAX));
+        Self { dir: dir.into(), cluster: "".into(), history: None, readers }
+    }
+
+    /// Names the cluster in each event.
+    pub fn of_cluster(self, name: &str) -> Self {
+        Self { cluster: name.into(), ..self }
     }
 
     /// Adds a remote archive for what is not in the directory.
@@ -71,10 +79,13 @@ impl EventSource {
             let _permit = permit;
             let (fetched, unread) = source.fetched(&choice);
             let views = fetched.iter().flat_map(|fetched| &fetched.views).map(|view| view.dir.clone());
-            let reader = Reader::over(views.chain([source.dir]));
-            let selected = events::select_from(&reader, &choice, &mut |event| match sender.blocking_send(Ok(event)) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+            let reader = Reader::over(views.chain([source.dir.clone()]));
+            let selected = events::select_from(&reader, &choice, &mut |event| {
+                let event = Event { cluster: source.cluster.to_string(), ..event };
+                match sender.blocking_send(Ok(event)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                }
             });
             match selected {
                 Ok(done) => {

@@ -72,7 +72,7 @@ pub fn finding_json(finding: &Finding) -> String {
 
 /// An event of the archive.
 pub fn event_value(event: &Event) -> Value {
-    json!({
+    let mut value = json!({
         "id": event.id,
         "time": rfc3339(event.time_ns),
         "boottime_ns": event.boottime_ns,
@@ -83,7 +83,12 @@ pub fn event_value(event: &Event) -> Value {
         "pid": event.pid,
         "text": event.text,
         "detail": serde_json::from_str(&event.detail_json).unwrap_or(Value::Null),
-    })
+    });
+    // An archive that is read without a server says nothing of it.
+    if !event.cluster.is_empty() {
+        value["cluster"] = event.cluster.as_str().into();
+    }
+    value
 }
 
 /// A finding.
