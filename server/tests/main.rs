@@ -19,6 +19,7 @@ mod cluster_kept;
 mod cluster_killed;
 mod cluster_leader;
 mod cluster_log;
+mod cluster_missed;
 mod cluster_refill;
 mod cluster_services;
 mod cluster_support;

@@ -59,6 +59,8 @@ pub struct Link {
 struct Healing {
     /// True if healing was requested and has not begun.
     is_wanted: bool,
+    /// True if it will be requested when more of the log was read.
+    is_expected: bool,
     /// Start: from the first request until all of it was read.
     since: Option<Instant>,
     /// Entries out of the archive, while it is gone through.
@@ -142,11 +144,19 @@ impl Link {
     pub(super) fn ask_for_healing(&self) {
         {
             let mut healing = self.lock_healing();
-            healing.is_wanted = true;
+            (healing.is_wanted, healing.is_expected) = (true, false);
             healing.since.get_or_insert_with(Instant::now);
             self.is_whole.send_replace(false);
         }
         self.heal.notify_one();
+    }
+
+    /// The log lacks what the archive has; which part of it shows when more was read, and then it is asked for.
+    pub(super) fn expect_healing(&self) {
+        let mut healing = self.lock_healing();
+        healing.is_expected = true;
+        healing.since.get_or_insert_with(Instant::now);
+        self.is_whole.send_replace(false);
     }
 
     /// Waits until all that waits now is in the log and was read. False when the server ends before.
@@ -228,7 +238,7 @@ impl Link {
     /// What the log lacked was read out of it. False where healing was asked for again meanwhile.
     pub fn end_healing(&self) -> bool {
         let mut healing = self.lock_healing();
-        if healing.is_wanted {
+        if healing.is_wanted || healing.is_expected {
             return false;
         }
         healing.since = None;

@@ -21,6 +21,12 @@ const GONE_AFTER: Duration = Duration::from_secs(180);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 /// Time for which a server counts as silent after an unreadable message.
 const UNREAD_FOR: Duration = Duration::from_secs(60);
+/// How long after a missing message no stretch of frames counts: what its frames led to may have been in that message.
+pub const RECHECKED_FOR: Duration = Duration::from_secs(10);
+/// How long deleted messages are named. Afterwards the stretches that did not count say what is missing.
+const DELETED_FOR: Duration = Duration::from_secs(20);
+/// Stands for whoever wrote messages that are deleted.
+pub const DELETED: &str = "deleted messages of the servers' log";
 /// Stands for servers that this one knows nothing of.
 const ALL_OTHERS: &str = "all other servers";
 
@@ -57,6 +63,9 @@ struct Inner {
     heard: BTreeMap<String, Heard>,
     /// Servers whose messages could not be read, and when the last one came.
     unread: BTreeMap<String, u64>,
+    /// When the first message after a missing one was written, and the last one that was read.
+    missed_ns: Option<u64>,
+    now_ns: u64,
     silent: Vec<String>,
     /// While this server feeds itself: its own name.
     alone: Option<String>,
@@ -105,6 +114,17 @@ impl ClusterLosses {
         inner.look(at_ns)
     }
 
+    /// Servers whose messages could not be read lately.
+    pub fn unread_servers(&self) -> Vec<String> {
+        self.lock().unread.keys().filter(|server| *server != DELETED).cloned().collect()
+    }
+
+    /// A message of before this moment is missing.
+    pub fn missed(&self, at_ns: u64) {
+        let mut inner = self.lock();
+        (inner.missed_ns, inner.now_ns) = (Some(at_ns), at_ns);
+    }
+
     /// A server ends in an orderly way: nothing of it is missing.
     pub fn left(&self, server: &str, at_ns: u64) -> bool {
         let mut inner = self.lock();
@@ -125,9 +145,14 @@ impl ClusterLosses {
         self.lock().silent.clone()
     }
 
-    /// Takes in that a stretch of frames was worked through; see [`Coverage::take`].
+    /// Takes in that a stretch of frames was worked through; see [`Coverage::take`]. Soon after a missing message it does not
+    /// count: then its frames are published again from the archive.
     pub fn cover(&self, server: &str, covered: &Covered) -> Option<(u64, u64)> {
-        self.lock().coverage.take(server, covered)
+        let mut inner = self.lock();
+        if inner.missed_ns.is_some_and(|missed_ns| is_rechecked(missed_ns, inner.now_ns)) {
+            return None;
+        }
+        inner.coverage.take(server, covered)
     }
 
     /// Takes in what a server counted as lost.
@@ -146,8 +171,15 @@ impl ClusterLosses {
     }
 }
 
+/// Whether what was written at a moment is not relied on, since a message that was written just before is missing. The log's clock
+/// may be set.
+pub fn is_rechecked(missed_ns: u64, at_ns: u64) -> bool {
+    Duration::from_nanos(at_ns.abs_diff(missed_ns)) < RECHECKED_FOR
+}
+
 impl Inner {
     fn look(&mut self, at_ns: u64) -> bool {
+        self.now_ns = at_ns;
         if self.alone.is_some() {
             return false;
         }
@@ -157,7 +189,10 @@ impl Inner {
             let age = age(heard.at_ns);
             age < GONE_AFTER || age < FORGOTTEN_AFTER && !coverage.nodes_of(server).is_empty()
         });
-        self.unread.retain(|_, unread_ns| age(*unread_ns) < UNREAD_FOR);
+        self.unread.retain(|server, unread_ns| {
+            let named_for = if server == DELETED { DELETED_FOR } else { UNREAD_FOR };
+            age(*unread_ns) < named_for
+        });
         let quiet = self.heard.iter().filter(|(_, heard)| age(heard.at_ns) >= SILENT_AFTER).map(|(server, _)| server);
         let silent: BTreeSet<&String> = quiet.chain(self.unread.keys()).collect();
         let silent: Vec<String> = silent.into_iter().cloned().collect();
@@ -178,8 +213,41 @@ impl LossView for ClusterLosses {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::correlate::batch::Point;
+    use crate::correlate::{Dropped, NodeRef};
 
     const S: u64 = 1_000_000_000;
+
+    #[test]
+    fn frames_after_a_missing_message_count_when_they_come_again() {
+        let point =
+            |seq| Point { seq, boottime_ns: seq * S, realtime_ns: seq * S, dropped: Dropped { events: 0, bulk: 0 } };
+        let covered = |from, to| Covered {
+            node: NodeRef::named("n"),
+            epoch: 1,
+            from: point(from),
+            to: point(to),
+            is_final: false,
+        };
+        let (losses, node) = (ClusterLosses::default(), NodeRef::named("n").id);
+        losses.heard("a", "", 100 * S);
+        losses.cover("a", &covered(1, 4));
+        losses.missed(101 * S);
+        losses.unread(DELETED, 101 * S);
+        assert_eq!((losses.silent(), losses.unread_servers()), (vec![DELETED.to_owned()], Vec::new()));
+        losses.heard("a", "", 102 * S);
+        assert_eq!(losses.cover("a", &covered(5, 6)), None);
+        assert!(losses.has(node, 1, 4) && !losses.has(node, 1, 5));
+        // Also once nobody is in doubt any more.
+        losses.heard("a", "", 110 * S);
+        losses.cover("a", &covered(7, 8));
+        assert!(!losses.has(node, 1, 7));
+        losses.heard("a", "", 121 * S);
+        losses.cover("a", &covered(9, 9));
+        assert!(losses.silent().is_empty() && losses.lost(node, 5 * S, 6 * S).open_interval);
+        losses.cover("a", &covered(5, 8));
+        assert!(losses.has(node, 1, 6) && !losses.lost(node, 0, 9 * S).any());
+    }
 
     #[test]
     fn a_silent_server_makes_absence_unknown_until_heard_again() {

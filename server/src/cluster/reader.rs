@@ -2,7 +2,7 @@
 //!
 //! What enters: messages of all servers. What leaves: batches to the finder, in the order of the log. What must hold: after a
 //! break it goes on where it was. Where the log does not have that any more, or is another one, everything is read again, and what
-//! the log lacks is requested from the archive.
+//! the log lacks is requested from the archive. The same holds where messages in the middle of the log are gone or damaged.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,8 @@ use super::config::ClusterSection;
 use super::kept;
 use super::link::Link;
 use super::log::{self, Log};
-use crate::correlate::batch::Batch;
+use super::losses::{DELETED, is_rechecked};
+use crate::correlate::batch::{Batch, BatchError};
 use crate::correlate::{BusClosed, InProcessBus, LogUpdate, Message};
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -62,6 +63,11 @@ fn begins_ns(info: &Info) -> u64 {
     }
 }
 
+/// Messages that are deleted from the middle of a log.
+fn deleted(info: &Info) -> u64 {
+    info.state.deleted_count.unwrap_or(0)
+}
+
 /// Reads the log and drives the finder by it.
 pub struct Reader {
     config: ClusterSection,
@@ -71,12 +77,28 @@ pub struct Reader {
     position: Option<Position>,
     /// The log was read before, up to there: one that ends earlier has lost its end.
     was: Option<Position>,
+    /// Messages in the middle of the log that are known to be deleted.
+    deleted: u64,
+    /// When the first message after a missing one was written. The archive is not asked yet for what was in it.
+    missed_ns: Option<u64>,
+    /// Messages of another version were read since reading began.
+    has_other_versions: bool,
 }
 
 impl Reader {
     /// Drives `finder`.
     pub fn new(config: &ClusterSection, keep: Duration, finder: InProcessBus, link: Arc<Link>) -> Self {
-        Self { config: config.clone(), keep, finder, link, position: None, was: None }
+        Self {
+            config: config.clone(),
+            keep,
+            finder,
+            link,
+            position: None,
+            was: None,
+            deleted: 0,
+            missed_ns: None,
+            has_other_versions: false,
+        }
     }
 
     /// Reads until `ended`.
@@ -125,7 +147,10 @@ impl Reader {
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
         let created_ns = info.created.unix_timestamp_nanos();
         let goes_on = self.position.filter(|at| {
-            at.created_ns == created_ns && info.state.first_sequence <= at.seq + 1 && at.seq <= info.state.last_sequence
+            at.created_ns == created_ns
+                && info.state.first_sequence <= at.seq + 1
+                && at.seq <= info.state.last_sequence
+                && deleted(&info) <= self.deleted
         });
         // Without a place to go on at, the first message is the one that is there first.
         let Start { generation, target, mut position } = match goes_on {
@@ -163,6 +188,9 @@ impl Reader {
                     if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < read_seq {
                         return Err(broken(&"it is another log"));
                     }
+                    if self.lacks_more(&info) {
+                        return Ok(());
+                    }
                     continue;
                 }
             };
@@ -176,11 +204,7 @@ impl Reader {
                         // What was between was deleted before this server came to it.
                         return Ok(());
                     }
-                    // Reading again would not bring it. The stretches that are missing show whose frames it covered.
-                    tracing::warn!(
-                        missed = seq - at.seq - 1,
-                        "messages in the middle of the servers' log were deleted"
-                    );
+                    self.passed_gap(seq - at.seq - 1, at_ns)?;
                 }
                 Some(at) if seq <= at.seq => continue,
                 _ => {}
@@ -210,6 +234,10 @@ impl Reader {
             self.fell_behind(first_seq - was.seq - 1);
         }
         self.was = None;
+        (self.deleted, self.has_other_versions) = (deleted(info), false);
+        if self.missed_ns.take().is_some() {
+            self.link.ask_for_healing();
+        }
         // A server that may not read must not forget for it what it knows.
         drop(log::read_from(stream, 0).await.map_err(|error| broken(&error))?);
         // What a server finds alone it finds until its own messages are in the log.
@@ -244,8 +272,30 @@ impl Reader {
         self.link.fell_behind.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether more messages are deleted from the middle of the log than were when it was read there.
+    fn lacks_more(&mut self, info: &Info) -> bool {
+        let lacks_more = deleted(info) > self.deleted;
+        if lacks_more {
+            // Whoever joins lacks them. Where they were shows what must be sent again.
+            tracing::warn!("messages in the middle of the servers' log were deleted: reading it again");
+        }
+        self.deleted = deleted(info);
+        lacks_more
+    }
+
+    /// Messages before this moment are deleted, and reading again would not bring them.
+    fn passed_gap(&mut self, missed: u64, at_ns: u64) -> Result<(), BusClosed> {
+        tracing::warn!(missed, "messages in the middle of the servers' log are deleted: republishing from the archive");
+        self.send(LogUpdate::Unread(DELETED.to_owned(), at_ns))?;
+        self.missed(at_ns)
+    }
+
     /// Sends the finder what a message says, or that it cannot be read.
-    fn pass_on(&self, message: &async_nats::jetstream::Message, seq: u64, at_ns: u64) -> Result<(), BusClosed> {
+    fn pass_on(&mut self, message: &async_nats::jetstream::Message, seq: u64, at_ns: u64) -> Result<(), BusClosed> {
+        if self.missed_ns.is_some_and(|missed_ns| !is_rechecked(missed_ns, at_ns)) {
+            self.missed_ns = None;
+            self.link.ask_for_healing();
+        }
         match Batch::decode(&message.payload) {
             Ok(batch) => self.send(LogUpdate::Batch(Box::new(batch), at_ns)),
             Err(error) => {
@@ -253,11 +303,24 @@ impl Reader {
                 let server = server.map_or("a server of another version", |server| server.as_str());
                 self.send(LogUpdate::Unread(server.to_owned(), at_ns))?;
                 if self.link.unreadable.fetch_add(1, Ordering::Relaxed) == 0 {
-                    tracing::error!(%error, seq, "cannot decode a message of another server: skipped");
+                    tracing::error!(server, %error, seq, "cannot decode a message in the servers' log: skipped");
                 }
-                Ok(())
+                match error {
+                    BatchError::Version(_) => {
+                        self.has_other_versions = true;
+                        Ok(())
+                    }
+                    BatchError::Damaged(_) => self.missed(at_ns),
+                }
             }
         }
+    }
+
+    /// A message of before this moment is missing. The archive is asked for what was in it when all was read that may belong to it.
+    fn missed(&mut self, at_ns: u64) -> Result<(), BusClosed> {
+        self.missed_ns = Some(at_ns);
+        self.link.expect_healing();
+        self.send(LogUpdate::Missed(at_ns))
     }
 
     /// Waits while the finder has no room.
@@ -272,10 +335,14 @@ impl Reader {
         outcome
     }
 
-    fn reached(&self, seq: u64, target: u64, generation: u64) -> Result<(), BusClosed> {
+    fn reached(&mut self, seq: u64, target: u64, generation: u64) -> Result<(), BusClosed> {
         // Where it is asked to start again, what it has read so far does not count.
         let is_asked = self.link.generation.load(Ordering::Acquire) != generation;
         if seq >= target && !self.link.is_caught_up() && !is_asked {
+            if std::mem::take(&mut self.has_other_versions) {
+                // Of before an upgrade, also of this server: whoever joins now is to know what they said.
+                self.link.ask_for_healing();
+            }
             // What the archive has to publish again may confirm what was found alone.
             let confirms = !self.link.is_healing();
             self.send(LogUpdate::CaughtUp { confirms })?;

@@ -142,6 +142,11 @@ impl Cluster {
         self.losses.silent()
     }
 
+    /// Servers whose messages this one could not read lately.
+    pub fn unread(&self) -> Vec<String> {
+        self.losses.unread_servers()
+    }
+
     /// The other servers, as far as they are known.
     pub fn others(&self) -> Vec<Other> {
         self.losses.others(&self.server)

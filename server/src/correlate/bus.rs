@@ -99,6 +99,8 @@ pub(crate) enum LogUpdate {
     Confirmed,
     /// A message of this server could not be read.
     Unread(String, u64),
+    /// A message of before this moment is deleted or damaged, nanoseconds since 1970: what frames led to may have been in it.
+    Missed(u64),
     /// From now on batches come from this server itself, which has this name, and not from the log.
     Alone(String),
 }

@@ -64,9 +64,16 @@ impl Worker {
             LogUpdate::Confirmed => self.store.withdraw_unconfirmed(),
             LogUpdate::Unread(server, at_ns) => {
                 let is_new = self.log.as_ref().is_some_and(|log| log.losses.unread(&server, at_ns));
+                self.lacks_until(at_ns);
                 if is_new {
                     self.revisit_all();
                 }
+            }
+            LogUpdate::Missed(at_ns) => {
+                if let Some(log) = &self.log {
+                    log.losses.missed(at_ns);
+                }
+                self.lacks_until(at_ns);
             }
             LogUpdate::Alone(server) => {
                 self.store.set_alone(true);
@@ -90,6 +97,11 @@ impl Worker {
         // What a pattern looks at may lie as long before the death.
         self.store.restart(begins_ns.saturating_add(self.patterns.window_max().as_nanos() as u64));
         self.store.set_replaying(true);
+    }
+
+    /// The log may lack something up to this moment: what is known of findings that may rest on it stands.
+    fn lacks_until(&self, at_ns: u64) {
+        self.store.replayed_only_from(at_ns.saturating_add(self.patterns.window_max().as_nanos() as u64));
     }
 
     fn take_batch(&mut self, batch: Batch, at_ns: u64) {

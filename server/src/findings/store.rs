@@ -175,16 +175,18 @@ impl FindingStore {
     /// `replayed_from_ns` on, nanoseconds since 1970, the replay has everything.
     pub fn restart(&self, replayed_from_ns: u64) {
         let mut inner = self.write();
-        inner.replayed_from_ns = Some(replayed_from_ns);
-        inner.restored.clear();
-        inner.restored_deaths.clear();
-        inner.restored_states.clear();
+        inner.begin_replay(replayed_from_ns);
         let known: Vec<Arc<Finding>> = inner.findings.values().cloned().collect();
         for finding in known.iter().filter(|finding| !finding.withdrawn) {
             if inner.unconfirmed.get(&finding.id) != Some(&true) {
                 inner.restored(finding);
             }
         }
+    }
+
+    /// The replay does not have everything of before this moment.
+    pub fn replayed_only_from(&self, from_ns: u64) {
+        self.write().replayed_only_from(from_ns);
     }
 
     /// Withdraws, when the log was read to its end, what was found alone and the log does not confirm. It also withdraws what

@@ -27,6 +27,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of a peer that is silent in the servers' log too.
 const ANSWER_TIMEOUT_OF_SILENT: Duration = Duration::from_secs(2);
 const LATE: &str = "it did not answer in time";
+const OTHER_VERSION: &str = "its messages in the servers' log cannot be read here: give all servers the same version; if they have it, they are damaged";
 /// Time for which a peer that did not answer is not asked again: one request of an operator asks it several times.
 const REST_AFTER_SILENCE: Duration = Duration::from_secs(10);
 /// Events of one answer where several servers are asked: they are held until all are there.
@@ -79,17 +80,22 @@ impl Peers {
 
     /// Servers whose evidence may be missing in what this one found.
     pub fn unheard(&self) -> Vec<Unanswered> {
-        let silent = self.cluster.others().into_iter().filter(|other| other.is_silent);
+        let unread = self.cluster.unread();
+        let silent =
+            self.cluster.others().into_iter().filter(|other| other.is_silent && !unread.contains(&other.server));
         let mut missing: Vec<Unanswered> =
             silent.map(|other| unanswered(&other, "it has said nothing in the servers' log lately")).collect();
-        missing.extend(self.own_doubt());
+        missing.extend(self.doubts());
         missing
     }
 
-    /// Why this server may not know of others at all.
-    fn own_doubt(&self) -> Option<Unanswered> {
-        let reason = self.cluster.link().doubt()?;
-        Some(Unanswered { server: self.cluster.server().to_owned(), reason, ..Unanswered::default() })
+    /// Why this server may not know all that others say, whether they are asked or not.
+    fn doubts(&self) -> Vec<Unanswered> {
+        let of = |server: String, reason: String| Unanswered { server, reason, ..Unanswered::default() };
+        let mut doubts: Vec<Unanswered> =
+            self.cluster.unread().into_iter().map(|server| of(server, OTHER_VERSION.to_owned())).collect();
+        doubts.extend(self.cluster.link().doubt().map(|reason| of(self.cluster.server().to_owned(), reason)));
+        doubts
     }
 
     /// Names the server whose status it is.
@@ -119,7 +125,7 @@ impl Peers {
                 Err(missing) => own.incomplete.push(missing),
             }
         }
-        own.incomplete.extend(self.own_doubt());
+        own.incomplete.extend(self.doubts());
         own.nodes.sort_by(|a, b| (&a.node, &a.server).cmp(&(&b.node, &b.server)));
         own.servers.sort_by(|a, b| a.server.cmp(&b.server));
     }
@@ -173,7 +179,7 @@ impl Peers {
         let others = self.cluster.others();
         let of_others = join_all(others.iter().map(|other| self.events_of(other, request, metadata)));
         let (own, of_others) = tokio::join!(own_events(own, choice), of_others);
-        let (mut parts, mut incomplete) = (Vec::new(), Vec::from_iter(self.own_doubt()));
+        let (mut parts, mut incomplete) = (Vec::new(), self.doubts());
         for (part, other) in of_others.into_iter().zip(&others) {
             match part {
                 Ok(mut events) => {

@@ -82,6 +82,21 @@ impl Table {
         None
     }
 
+    /// A replay begins, which has everything from this moment on.
+    pub fn begin_replay(&mut self, from_ns: u64) {
+        self.replayed_from_ns = Some(from_ns);
+        self.restored.clear();
+        self.restored_deaths.clear();
+        self.restored_states.clear();
+    }
+
+    /// The replay does not have everything of before this moment.
+    pub fn replayed_only_from(&mut self, from_ns: u64) {
+        if let Some(known_ns) = &mut self.replayed_from_ns {
+            *known_ns = from_ns.max(*known_ns);
+        }
+    }
+
     /// Whether the replay has all that a finding can rest on.
     pub fn is_replayed(&self, finding: &Finding) -> bool {
         self.replayed_from_ns.is_some_and(|from_ns| finding.started_ns >= from_ns)
