@@ -92,6 +92,7 @@ pub(crate) async fn guarded(
         call: &call,
         peer,
         identity: &identity,
+        asked_by: "",
         outcome: if status.is_success() { "ok" } else { status.as_str() },
         is_denied,
         took: began.elapsed(),

@@ -26,6 +26,8 @@ pub struct Record<'a> {
     pub call: &'a str,
     pub peer: Option<SocketAddr>,
     pub identity: &'a str,
+    /// The server that asks for somebody, as it says; empty where the caller asks itself.
+    pub asked_by: &'a str,
     /// `ok`, or what it was answered with.
     pub outcome: &'a str,
     pub is_denied: bool,
@@ -78,6 +80,7 @@ impl Audit {
             target: "audit",
             peer,
             identity = shortened(record.identity),
+            asked_by = (!record.asked_by.is_empty()).then(|| shortened(record.asked_by)),
             call = shortened(record.call),
             outcome = record.outcome,
             took_ms = record.took.as_millis() as u64,
@@ -113,6 +116,7 @@ mod tests {
             call: "/tapio.v1.Query/Status",
             peer: None,
             identity: "",
+            asked_by: "",
             outcome: "ok",
             is_denied,
             took: Duration::ZERO,

@@ -14,6 +14,9 @@ use tower::{Layer, Service};
 
 use super::{Auth, Purpose, Record, Shown};
 
+/// Name of the server that asks for somebody, in its request to another.
+pub const ASKED_BY: &str = "tapio-asked-by";
+
 /// Puts a [`Gate`] before a service.
 #[derive(Clone, Debug)]
 pub struct GateLayer(pub Arc<Auth>);
@@ -62,6 +65,7 @@ where
             let tcp = tls.map(TlsConnectInfo::get_ref).or_else(|| extensions.get::<TcpConnectInfo>());
             let peer = tcp.and_then(TcpConnectInfo::remote_addr);
             let certificates = tls.and_then(TlsConnectInfo::peer_certs);
+            let asked_by = request.headers().get(ASKED_BY).and_then(|name| name.to_str().ok()).unwrap_or("").to_owned();
             let authorization = request.headers().get(http::header::AUTHORIZATION).cloned();
             let shown = Shown {
                 authorization: authorization.as_ref().map(http::HeaderValue::as_bytes),
@@ -74,6 +78,7 @@ where
                 call: &call,
                 peer,
                 identity: "",
+                asked_by: &asked_by,
                 outcome: "ok",
                 is_denied: false,
                 took: began.elapsed(),
@@ -100,5 +105,36 @@ where
             }
             Ok(response)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::io::Read;
+
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::auth::AuthSection;
+
+    #[tokio::test]
+    async fn the_audit_log_names_the_server_that_asks() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let writer = Arc::new(file.reopen().expect("it opens"));
+        let _until_dropped = tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(writer).finish());
+        let auth = Auth::open(&AuthSection::default(), &Registry::new()).await.expect("nothing to read");
+        let answer = |_: http::Request<()>| async { Ok::<_, Infallible>(http::Response::new(())) };
+        let mut gate = GateLayer(Arc::new(auth)).layer(tower::service_fn(answer));
+        for server in ["tapio-server-1", ""] {
+            let request = http::Request::builder().uri("/tapio.v1.Query/Status");
+            let request = if server.is_empty() { request } else { request.header(ASKED_BY, server) };
+            gate.call(request.body(()).expect("a request")).await.expect("answered");
+        }
+        let mut text = String::new();
+        file.reopen().expect("it opens").read_to_string(&mut text).expect("read");
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains("/tapio.v1.Query/Status")).collect();
+        assert!(lines.len() == 2 && lines[0].contains("tapio-server-1"), "{text}");
+        assert!(lines[0].contains("asked_by") && !lines[1].contains("asked_by"), "{text}");
     }
 }

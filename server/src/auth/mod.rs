@@ -30,7 +30,7 @@ pub use crate::kube_client::KubeClientError;
 pub use audit::{Audit, Record};
 pub use certificate::CertificateNames;
 pub use config::{AuthSection, NodeIdentity, Subject, TokenReviewSection};
-pub use gate::GateLayer;
+pub use gate::{ASKED_BY, GateLayer};
 use review::Unreviewed;
 
 use review::Reviewer;

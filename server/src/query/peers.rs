@@ -19,6 +19,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::events::EventSource;
+use crate::auth::ASKED_BY;
 use crate::cluster::{Cluster, Other};
 use crate::events::Choice;
 
@@ -37,8 +38,6 @@ const ANSWERS_MAX: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A status speaks of every node.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// The server that asks on behalf of whom the token or certificate names.
-const ASKED_BY: &str = "tapio-asked-by";
 
 /// Asks the other servers for their parts of an answer.
 pub struct Peers {

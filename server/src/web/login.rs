@@ -169,6 +169,7 @@ async fn check(auth: &Auth, token: &str, extensions: &Extensions) -> Result<Head
         call: "POST /login",
         peer,
         identity: &identity,
+        asked_by: "",
         outcome: if admitted.is_ok() { "ok" } else { "denied" },
         is_denied: admitted.is_err(),
         took: began.elapsed(),
