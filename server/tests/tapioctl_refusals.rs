@@ -73,7 +73,7 @@ fn run_with_name(addresses: &[&str], port: u16, arguments: &[&str]) -> Option<st
     let lines: String = addresses.iter().map(|address| format!("{address} servers.test\n")).collect();
     std::fs::write(&hosts, lines).expect("written");
     let script = "mount --bind \"$1\" /etc/hosts || exit 99; shift; exec \"$@\"";
-    let output = std::process::Command::new("unshare")
+    let output = Command::new("unshare")
         .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
         .arg(&hosts)
         .args([env!("CARGO_BIN_EXE_tapioctl"), "--server", &format!("servers.test:{port}")])
