@@ -139,21 +139,7 @@ pub fn decode(
     batch: &mut Batch,
 ) -> Result<bool, Malformed> {
     let mut detail = match kind {
-        RecordKind::Tcp => {
-            let tcp: record::Tcp = read(bytes)?;
-            let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-            Detail::Tcp(Tcp {
-                source: tcp.source,
-                destination: tcp.destination,
-                duration_us: u32::try_from(tcp.duration_ns / 1000).unwrap_or(u32::MAX),
-                kib_sent: kib(tcp.bytes_sent),
-                kib_received: kib(tcp.bytes_received),
-                source_port: tcp.source_port,
-                destination_port: tcp.destination_port,
-                change: tcp.change,
-                active: tcp.active != 0,
-            })
-        }
+        RecordKind::Tcp => tcp(&read(bytes)?),
         RecordKind::Reclaim => {
             let reclaim: record::Reclaim = read(bytes)?;
             Detail::Reclaim { stall_ns: reclaim.stall_ns, pages: reclaim.pages_reclaimed, memcg: reclaim.memcg != 0 }
@@ -182,39 +168,9 @@ pub fn decode(
             }
         }
         RecordKind::RunQueue => Detail::RunQueue { wait_ns: read::<record::RunQueue>(bytes)?.wait_ns },
-        RecordKind::PacketDrop => {
-            let drop: record::PacketDrop = read(bytes)?;
-            let reason = match tapio_probes::drop_reason_name(drop.reason) {
-                Some(name) => batch.text(name),
-                // Kernels before 5.17 give none.
-                None if drop.reason == 0 => NO_NAME,
-                None => batch.text(&format!("reason {:#x}", drop.reason)),
-            };
-            Detail::PacketDrop { count: drop.count, reason, interface: drop.interface }
-        }
-        RecordKind::LeftOut => {
-            let left_out: record::LeftOut = read(bytes)?;
-            let is_over = left_out.is_over != 0;
-            Detail::Gap(Box::new(Gap {
-                what: batch.text("process events"),
-                reason: batch.text(if is_over { FLOOD_IS_OVER } else { FLOOD }),
-                from_ns: header.time_ns.saturating_sub(left_out.interval_ns),
-                until_ns: header.time_ns,
-                found_gone: u32::try_from(left_out.count).unwrap_or(u32::MAX),
-            }))
-        }
-        RecordKind::Histogram => {
-            let histogram: record::Histogram = read(bytes)?;
-            Detail::Histogram(Box::new(Histogram {
-                measure: Measure::from_u8(histogram.measure).ok_or(Malformed)?,
-                operation: histogram.operation,
-                device: histogram.device,
-                interval_ns: histogram.interval_ns,
-                total_ns: histogram.total_ns,
-                max_ns: histogram.max_ns,
-                counts: histogram.counts,
-            }))
-        }
+        RecordKind::PacketDrop => packet_drop(&read(bytes)?, batch),
+        RecordKind::LeftOut => left_out(&read(bytes)?, header, batch),
+        RecordKind::Histogram => histogram(&read(bytes)?)?,
         RecordKind::Fork => {
             let fork: record::Fork = read(bytes)?;
             let (parent_pid, ns_pid, ns_level) = (fork.parent_pid, fork.ns_pid, fork.ns_level);
@@ -243,6 +199,57 @@ pub fn decode(
     let is_urgent = detail.is_urgent();
     batch.body.events.push(Event { time_ns: header.time_ns, entity, pid: header.pid, source, body: detail });
     Ok(is_urgent)
+}
+
+#[inline]
+fn tcp(tcp: &record::Tcp) -> Detail {
+    let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+    Detail::Tcp(Tcp {
+        source: tcp.source,
+        destination: tcp.destination,
+        duration_us: u32::try_from(tcp.duration_ns / 1000).unwrap_or(u32::MAX),
+        kib_sent: kib(tcp.bytes_sent),
+        kib_received: kib(tcp.bytes_received),
+        source_port: tcp.source_port,
+        destination_port: tcp.destination_port,
+        change: tcp.change,
+        active: tcp.active != 0,
+    })
+}
+
+#[inline]
+fn packet_drop(drop: &record::PacketDrop, batch: &mut Batch) -> Detail {
+    let reason = match tapio_probes::drop_reason_name(drop.reason) {
+        Some(name) => batch.text(name),
+        // Kernels before 5.17 give none.
+        None if drop.reason == 0 => NO_NAME,
+        None => batch.text(&format!("reason {:#x}", drop.reason)),
+    };
+    Detail::PacketDrop { count: drop.count, reason, interface: drop.interface }
+}
+
+fn left_out(left_out: &record::LeftOut, header: &record::Header, batch: &mut Batch) -> Detail {
+    let is_over = left_out.is_over != 0;
+    Detail::Gap(Box::new(Gap {
+        what: batch.text("process events"),
+        reason: batch.text(if is_over { FLOOD_IS_OVER } else { FLOOD }),
+        from_ns: header.time_ns.saturating_sub(left_out.interval_ns),
+        until_ns: header.time_ns,
+        found_gone: u32::try_from(left_out.count).unwrap_or(u32::MAX),
+    }))
+}
+
+#[inline]
+fn histogram(histogram: &record::Histogram) -> Result<Detail, Malformed> {
+    Ok(Detail::Histogram(Box::new(Histogram {
+        measure: Measure::from_u8(histogram.measure).ok_or(Malformed)?,
+        operation: histogram.operation,
+        device: histogram.device,
+        interval_ns: histogram.interval_ns,
+        total_ns: histogram.total_ns,
+        max_ns: histogram.max_ns,
+        counts: histogram.counts,
+    })))
 }
 
 /// When the sender of a signal started, 0 where the record is of something else or does not say.
@@ -370,53 +377,8 @@ fn lethal(
                 role: 0,
             })
         }
-        RecordKind::Oom => {
-            let oom: record::Oom = read(bytes)?;
-            let known = identity.path(oom.limit_cgroup_id).map(str::to_owned);
-            let limit_cgroup = known.unwrap_or_else(|| text(&oom.limit_name).into_owned());
-            Detail::Oom(Box::new(Oom {
-                comm: batch.comm(&oom.comm),
-                ns_pid: oom.ns_pid,
-                ns_level: oom.ns_level,
-                allocator_pid: oom.allocator_pid,
-                allocator_comm: batch.comm(&oom.allocator_comm),
-                allocator_entity: identity.resolve_other(
-                    oom.allocator_cgroup_id,
-                    Lane::Lethal,
-                    &mut batch.body.entities,
-                ),
-                total_vm_bytes: oom.total_vm_bytes,
-                anon_rss_bytes: oom.anon_rss_bytes,
-                file_rss_bytes: oom.file_rss_bytes,
-                shmem_rss_bytes: oom.shmem_rss_bytes,
-                limit_cgroup: batch.text(&limit_cgroup),
-                limit_bytes: oom.limit_bytes,
-                usage_bytes: oom.usage_bytes,
-                limit_height: oom.limit_height,
-                oom_score_adj: oom.oom_score_adj,
-                role: 0,
-                allocator_inside: oom.allocator_inside.min(3),
-            }))
-        }
-        RecordKind::Signal => {
-            let signal: record::Signal = read(bytes)?;
-            Detail::Signal(Box::new(Signal {
-                signal: signal.signal,
-                code: signal.code,
-                ns_pid: signal.ns_pid,
-                ns_level: signal.ns_level,
-                comm: batch.comm(&signal.comm),
-                sender_pid: signal.sender_pid,
-                sender_comm: batch.comm(&signal.sender_comm),
-                sender_parent: sender_parent(&signal, batch),
-                sender_entity: identity.resolve_other(signal.sender_cgroup_id, Lane::Lethal, &mut batch.body.entities),
-                from_kernel: signal.from_kernel != 0,
-                result: signal.result,
-                role: 0,
-                over_cpu_limit: u8::from(signal.over_cpu_limit != 0),
-                repeats: signal.repeats,
-            }))
-        }
+        RecordKind::Oom => oom(&read(bytes)?, identity, batch),
+        RecordKind::Signal => signal(&read(bytes)?, identity, batch),
         _ => {
             let cgroup: record::Cgroup = read(bytes)?;
             let path = text(&cgroup.path);
@@ -432,6 +394,51 @@ fn lethal(
             }
         }
     })
+}
+
+#[inline]
+fn oom(oom: &record::Oom, identity: &mut Identity, batch: &mut Batch) -> Detail {
+    let known = identity.path(oom.limit_cgroup_id).map(str::to_owned);
+    let limit_cgroup = known.unwrap_or_else(|| text(&oom.limit_name).into_owned());
+    Detail::Oom(Box::new(Oom {
+        comm: batch.comm(&oom.comm),
+        ns_pid: oom.ns_pid,
+        ns_level: oom.ns_level,
+        allocator_pid: oom.allocator_pid,
+        allocator_comm: batch.comm(&oom.allocator_comm),
+        allocator_entity: identity.resolve_other(oom.allocator_cgroup_id, Lane::Lethal, &mut batch.body.entities),
+        total_vm_bytes: oom.total_vm_bytes,
+        anon_rss_bytes: oom.anon_rss_bytes,
+        file_rss_bytes: oom.file_rss_bytes,
+        shmem_rss_bytes: oom.shmem_rss_bytes,
+        limit_cgroup: batch.text(&limit_cgroup),
+        limit_bytes: oom.limit_bytes,
+        usage_bytes: oom.usage_bytes,
+        limit_height: oom.limit_height,
+        oom_score_adj: oom.oom_score_adj,
+        role: 0,
+        allocator_inside: oom.allocator_inside.min(3),
+    }))
+}
+
+#[inline]
+fn signal(signal: &record::Signal, identity: &mut Identity, batch: &mut Batch) -> Detail {
+    Detail::Signal(Box::new(Signal {
+        signal: signal.signal,
+        code: signal.code,
+        ns_pid: signal.ns_pid,
+        ns_level: signal.ns_level,
+        comm: batch.comm(&signal.comm),
+        sender_pid: signal.sender_pid,
+        sender_comm: batch.comm(&signal.sender_comm),
+        sender_parent: sender_parent(signal, batch),
+        sender_entity: identity.resolve_other(signal.sender_cgroup_id, Lane::Lethal, &mut batch.body.entities),
+        from_kernel: signal.from_kernel != 0,
+        result: signal.result,
+        role: 0,
+        over_cpu_limit: u8::from(signal.over_cpu_limit != 0),
+        repeats: signal.repeats,
+    }))
 }
 
 #[cfg(test)]
