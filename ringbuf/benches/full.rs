@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use aya::maps::{Map, MapData, RingBuf};
 use crossbeam::queue::ArrayQueue;
+use rtrb::{Consumer, Producer};
 use tapio_ringbuf::{Limits, Reader, SharedWriter, Writer};
 
 type Record = [u8; 64];
@@ -38,6 +39,8 @@ const MIXED_BATCHES: usize = 64;
 const THROUGH_TURNS: usize = 16;
 const THREAD_ROUNDS: usize = 9;
 const THREAD_RECORDS: usize = 1 << 20;
+/// Batches that the writing thread writes in a round.
+const BATCHES: usize = THREAD_RECORDS / BATCH;
 
 #[inline]
 fn look(sum: &mut u64, record: &[u8]) {
@@ -134,6 +137,33 @@ fn once(series: &mut Series, half: impl FnOnce() -> u64) {
     series.add(start, BATCH);
 }
 
+/// Records of lengths without a pattern that a processor could learn: xorshift, and another batch each round.
+fn mixed_records() -> Vec<Vec<u8>> {
+    let mut random = 88_172_645_463_325_252_u64;
+    let record = |_| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        vec![1; [32, 48, 64, 96, 296][(random >> 32) as usize % 5]]
+    };
+    (0..MIXED_BATCHES * BATCH).map(record).collect()
+}
+
+/// One turn of rtrb by chunk: its sum.
+#[inline]
+fn chunk_turn(producer: &mut Producer<Record>, consumer: &mut Consumer<Record>, records: &[Record]) -> u64 {
+    let mut sum = 0;
+    let chunk = producer.write_chunk_uninit(BATCH).expect("room");
+    chunk.fill_from_iter(black_box(records).iter().copied());
+    let chunk = consumer.read_chunk(BATCH).expect("records");
+    let (first, second) = chunk.as_slices();
+    for record in first.iter().chain(second) {
+        look(&mut sum, record);
+    }
+    chunk.commit_all();
+    sum
+}
+
 fn one_thread() {
     let records: Vec<Record> = (0..BATCH).map(|number| [number as u8; 64]).collect();
     let (mut writer, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
@@ -142,16 +172,7 @@ fn one_thread() {
     let mut shared_reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
     let (mut mixed, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
     let mut mixed_reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
-    // Lengths without a pattern that a processor could learn: xorshift, and another batch each round.
-    let mut random = 88_172_645_463_325_252_u64;
-    let mixed_records: Vec<Vec<u8>> = (0..MIXED_BATCHES * BATCH)
-        .map(|_| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            vec![1; [32, 48, 64, 96, 296][(random >> 32) as usize % 5]]
-        })
-        .collect();
+    let mixed_records = mixed_records();
     let (mut chunk_producer, mut chunk_consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
     let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
     let queue = ArrayQueue::<Record>::new(SLOTS);
@@ -191,18 +212,7 @@ fn one_thread() {
             mixed_reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer");
             sum
         });
-        in_turn(&mut series[3], || {
-            let mut sum = 0;
-            let chunk = chunk_producer.write_chunk_uninit(BATCH).expect("room");
-            chunk.fill_from_iter(black_box(&records).iter().copied());
-            let chunk = chunk_consumer.read_chunk(BATCH).expect("records");
-            let (first, second) = chunk.as_slices();
-            for record in first.iter().chain(second) {
-                look(&mut sum, record);
-            }
-            chunk.commit_all();
-            sum
-        });
+        in_turn(&mut series[3], || chunk_turn(&mut chunk_producer, &mut chunk_consumer, &records));
         in_turn(&mut series[4], || {
             let mut sum = 0;
             for record in black_box(&records) {
@@ -245,105 +255,116 @@ fn across(series: &mut Series, produce: impl FnOnce() + Send, consume: impl FnOn
     });
 }
 
+/// Through a memfd ring.
+fn memfd_across(series: &mut Series, records: &[Record]) {
+    let (mut writer, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
+    let mut reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
+    let produce = || {
+        for _ in 0..BATCHES {
+            let mut rest = records;
+            while !rest.is_empty() {
+                let written = writer.write_batch(black_box(rest).iter().map(Record::as_slice));
+                if written == 0 {
+                    spin_loop();
+                }
+                rest = &rest[written..];
+            }
+        }
+    };
+    across(series, produce, || {
+        let (mut sum, mut seen) = (0, 0);
+        while seen < THREAD_RECORDS {
+            seen += reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer").records;
+        }
+        sum
+    });
+}
+
+/// Through rtrb by chunk.
+fn chunk_across(series: &mut Series, records: &[Record]) {
+    let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
+    let produce = || {
+        for _ in 0..BATCHES {
+            let mut rest = records;
+            while !rest.is_empty() {
+                let room = producer.slots().min(rest.len());
+                let chunk = producer.write_chunk_uninit(room).expect("room");
+                chunk.fill_from_iter(black_box(&rest[..room]).iter().copied());
+                rest = &rest[room..];
+            }
+        }
+    };
+    across(series, produce, || {
+        let (mut sum, mut seen) = (0, 0);
+        while seen < THREAD_RECORDS {
+            let chunk = consumer.read_chunk(consumer.slots().min(BATCH)).expect("records");
+            let (first, second) = chunk.as_slices();
+            seen += first.len() + second.len();
+            for record in first.iter().chain(second) {
+                look(&mut sum, record);
+            }
+            chunk.commit_all();
+        }
+        sum
+    });
+}
+
+/// Through rtrb, one by one.
+fn rtrb_across(series: &mut Series, records: &[Record]) {
+    let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
+    let produce = || {
+        for _ in 0..BATCHES {
+            for record in black_box(records) {
+                while producer.push(*record).is_err() {
+                    spin_loop();
+                }
+            }
+        }
+    };
+    across(series, produce, || {
+        let (mut sum, mut seen) = (0, 0);
+        while seen < THREAD_RECORDS {
+            while let Ok(record) = consumer.pop() {
+                look(&mut sum, &record);
+                seen += 1;
+            }
+        }
+        sum
+    });
+}
+
+/// Through crossbeam's queue, one by one.
+fn queue_across(series: &mut Series, records: &[Record]) {
+    let queue = ArrayQueue::<Record>::new(SLOTS);
+    let produce = || {
+        for _ in 0..BATCHES {
+            for record in black_box(records) {
+                while queue.push(*record).is_err() {
+                    spin_loop();
+                }
+            }
+        }
+    };
+    across(series, produce, || {
+        let (mut sum, mut seen) = (0, 0);
+        while seen < THREAD_RECORDS {
+            while let Some(record) = queue.pop() {
+                look(&mut sum, &record);
+                seen += 1;
+            }
+        }
+        sum
+    });
+}
+
 fn two_threads() {
     let records: Vec<Record> = (0..BATCH).map(|number| [number as u8; 64]).collect();
-    let batches = THREAD_RECORDS / BATCH;
-    let mut series = [
-        Series::new("memfd_ring"),
-        Series::new("rtrb_chunk"),
-        Series::new("rtrb"),
-        Series::new("crossbeam_array_queue"),
-    ];
+    let mut series = ["memfd_ring", "rtrb_chunk", "rtrb", "crossbeam_array_queue"].map(Series::new);
+    let rings = [memfd_across, chunk_across, rtrb_across, queue_across];
     for _ in 0..THREAD_ROUNDS {
-        let (mut writer, memfd, _) = Writer::create(DATA_BYTES, "bench").expect("a memfd ring");
-        let mut reader = Reader::from_memfd(memfd, Limits::default()).expect("the ring just made");
-        let produce = || {
-            for _ in 0..batches {
-                let mut rest = &records[..];
-                while !rest.is_empty() {
-                    let written = writer.write_batch(black_box(rest).iter().map(Record::as_slice));
-                    if written == 0 {
-                        spin_loop();
-                    }
-                    rest = &rest[written..];
-                }
-            }
-        };
-        across(&mut series[0], produce, || {
-            let (mut sum, mut seen) = (0, 0);
-            while seen < THREAD_RECORDS {
-                seen += reader.drain(BATCH, |record| look(&mut sum, record)).expect("an honest writer").records;
-            }
-            sum
-        });
-
-        let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
-        let produce = || {
-            for _ in 0..batches {
-                let mut rest = &records[..];
-                while !rest.is_empty() {
-                    let room = producer.slots().min(rest.len());
-                    let chunk = producer.write_chunk_uninit(room).expect("room");
-                    chunk.fill_from_iter(black_box(&rest[..room]).iter().copied());
-                    rest = &rest[room..];
-                }
-            }
-        };
-        across(&mut series[1], produce, || {
-            let (mut sum, mut seen) = (0, 0);
-            while seen < THREAD_RECORDS {
-                let chunk = consumer.read_chunk(consumer.slots().min(BATCH)).expect("records");
-                let (first, second) = chunk.as_slices();
-                seen += first.len() + second.len();
-                for record in first.iter().chain(second) {
-                    look(&mut sum, record);
-                }
-                chunk.commit_all();
-            }
-            sum
-        });
-
-        let (mut producer, mut consumer) = rtrb::RingBuffer::<Record>::new(SLOTS);
-        let produce = || {
-            for _ in 0..batches {
-                for record in black_box(&records) {
-                    while producer.push(*record).is_err() {
-                        spin_loop();
-                    }
-                }
-            }
-        };
-        across(&mut series[2], produce, || {
-            let (mut sum, mut seen) = (0, 0);
-            while seen < THREAD_RECORDS {
-                while let Ok(record) = consumer.pop() {
-                    look(&mut sum, &record);
-                    seen += 1;
-                }
-            }
-            sum
-        });
-
-        let queue = ArrayQueue::<Record>::new(SLOTS);
-        let produce = || {
-            for _ in 0..batches {
-                for record in black_box(&records) {
-                    while queue.push(*record).is_err() {
-                        spin_loop();
-                    }
-                }
-            }
-        };
-        across(&mut series[3], produce, || {
-            let (mut sum, mut seen) = (0, 0);
-            while seen < THREAD_RECORDS {
-                while let Some(record) = queue.pop() {
-                    look(&mut sum, &record);
-                    seen += 1;
-                }
-            }
-            sum
-        });
+        for (series, through) in series.iter_mut().zip(rings) {
+            through(series, &records);
+        }
     }
     print("two_threads_64", &mut series);
 }
