@@ -4,6 +4,7 @@
 //! an unknown key, a wrong type or an impossible value never becomes a default.
 
 mod bounds;
+mod relations;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use tapio_wire::program::{config_file, reference, units};
 
 use crate::archive::DiskChoice;
 use crate::auth::AuthSection;
-use crate::budget::{MEMORY_MB_MIN, ResourcesSection};
+use crate::budget::ResourcesSection;
 use crate::cluster::ClusterSection;
 use crate::deliver::DeliverSection;
 use crate::remote::RemoteSection;
@@ -239,105 +240,24 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Invalid`] with the key and what it may be.
     pub fn validate(&self, path: &str) -> Result<(), ConfigError> {
-        let invalid = |key, problem: String| Err(ConfigError::Invalid { path: path.into(), key, problem });
-        let tls = &self.server.tls;
-        if self.server.tls_enabled && (tls.cert.as_os_str().is_empty() || tls.key.as_os_str().is_empty()) {
-            return invalid(
-                "server.tls",
-                "name the files with the server's certificate chain (cert) and key (key)".into(),
-            );
+        self.valid().map_err(|(key, problem)| ConfigError::Invalid { path: path.into(), key, problem })
+    }
+
+    fn valid(&self) -> Result<(), (&'static str, String)> {
+        self.tls_named()?;
+        self.server.auth.validate(self.server.tls.client_ca.is_some())?;
+        self.bounded()?;
+        self.pointed()?;
+        self.roomy()?;
+        self.archived()?;
+        if let Some(remote) = &self.archive.remote {
+            remote.validate(&self.cluster.server_name())?;
         }
-        if !self.server.tls_enabled && *tls != ServerFiles::default() {
-            return invalid("server.tls", "without server.tls_enabled: true it would have no effect".into());
-        }
-        if let Err((key, problem)) = self.server.auth.validate(tls.client_ca.is_some()) {
-            return invalid(key, problem);
-        }
-        if let Err((key, problem)) = self.bounded().and_then(|()| self.pointed()) {
-            return invalid(key, problem);
-        }
-        let floor = 64 << 10;
-        for (key, limit) in [
-            ("server.max_stream_bytes_per_sec", self.server.max_stream_bytes_per_sec),
-            ("server.max_node_bytes_per_sec", self.server.max_node_bytes_per_sec),
-        ] {
-            if limit != 0 && limit < floor {
-                return invalid(
-                    key,
-                    format!("{limit} would take minutes for one frame; 0 for none, or 64KiB and more"),
-                );
-            }
-        }
-        let memory = self.resources.max_memory_mb;
-        if memory != 0 && memory < MEMORY_MB_MIN {
-            return invalid(
-                "resources.max_memory_mb",
-                format!("{memory} is too little; 0 for no limit, or {MEMORY_MB_MIN} and more"),
-            );
-        }
-        if self.server.port != 0 && self.server.port == self.metrics.prometheus_port {
-            return invalid("metrics.prometheus_port", format!("{} is server.port too", self.server.port));
-        }
-        let segment = self.archive.segment_bytes;
-        if !((8 << 20)..=(4 << 30)).contains(&segment) {
-            return invalid("archive.segment_bytes", format!("{segment} is not from 8MiB to 4GiB"));
-        }
-        if self.archive.max_bytes < 2 * segment {
-            return invalid(
-                "archive.max_bytes",
-                format!(
-                    "{} is less than two segments of {segment} bytes (archive.segment_bytes)",
-                    self.archive.max_bytes
-                ),
-            );
-        }
-        if !((64 << 10)..=(32 << 20)).contains(&self.archive.commit_bytes) {
-            return invalid(
-                "archive.commit_bytes",
-                format!("{} is not from 64KiB to 32MiB", self.archive.commit_bytes),
-            );
-        }
-        if let Some(Err((key, problem))) =
-            self.archive.remote.as_ref().map(|remote| remote.validate(&self.cluster.server_name()))
-        {
-            return invalid(key, problem);
-        }
-        if let Err((key, problem)) = self.cluster.validate() {
-            return invalid(key, problem);
-        }
-        if let Err((key, problem)) = self.deliver.validate() {
-            return invalid(key, problem);
-        }
-        let delivers = self.deliver.webhook.is_some() || !self.deliver.chats.is_empty();
-        if delivers && !self.correlation.enabled {
-            return invalid("deliver", "without correlation.enabled nothing is found that could be sent".into());
-        }
-        if self.cluster.token_without_tls && (self.server.tls_enabled || self.cluster.peer_tls.is_some()) {
-            return invalid("cluster.token_without_tls", "servers with TLS pass tokens on by cluster.peer_tls".into());
-        }
-        let auth = &self.server.auth;
-        if self.cluster.token_without_tls && (auth.token_review.is_none() || auth.token_file.is_some()) {
-            return invalid(
-                "cluster.token_without_tls",
-                "only tokens that Kubernetes reviews may travel in the clear, since they expire and admit to Tapio alone: set \
-                 server.auth.token_review and no server.auth.token_file, or use server.tls_enabled and cluster.peer_tls"
-                    .into(),
-            );
-        }
-        let token_wants_tls = self.server.auth.wants_token() && !self.cluster.token_without_tls;
-        let is_guarded = self.server.tls_enabled || token_wants_tls;
-        if self.cluster.is_on() && is_guarded && self.cluster.peer_tls.is_none() {
-            return invalid(
-                "cluster.peer_tls",
-                "servers that ask for TLS or a token ask one another the same: name at least ca, the CA of their certificates \
-                 (reviewed tokens alone: or set cluster.token_without_tls: true, where nobody else reads the network)"
-                    .into(),
-            );
-        }
-        match config_file::known_log_level(&self.logging.level) {
-            Err((key, problem)) => invalid(key, problem),
-            Ok(()) => Ok(()),
-        }
+        self.cluster.validate()?;
+        self.deliver.validate()?;
+        self.delivered()?;
+        self.peered()?;
+        config_file::known_log_level(&self.logging.level)
     }
 
     /// Every key, as Markdown.

@@ -5,11 +5,15 @@
 
 use std::sync::Arc;
 
-use tapio_wire::event::{ArchivedDetail, EntityId};
+use tapio_wire::event::{
+    ArchivedCgroupUse, ArchivedConntrack, ArchivedContainerState, ArchivedCurve, ArchivedDetail, ArchivedEndpoints,
+    ArchivedKubeEvent, ArchivedLogLines, ArchivedNodeCondition, ArchivedObjectState, ArchivedObservation,
+    ArchivedPodState, ArchivedRollout, ArchivedTrouble, ArchivedUnitState, EntityId,
+};
 use tapio_wire::frame::Frame;
 use tapio_wire::program::units::human_bytes;
 
-use super::clue::{ClueKind, Fact, FactValue, ServiceEndpoints};
+use super::clue::{Address, ClueKind, Fact, FactValue, ServiceEndpoints};
 use super::field_name::FieldName;
 
 /// Others that one fact may be about.
@@ -106,69 +110,11 @@ pub fn fact(
             fields.number("code", u64::from(code.to_native().unsigned_abs()));
             fields.text("comm", comm.to_native());
         }
-        ArchivedDetail::PodState(pod) => {
-            fields.text("phase", pod.phase.to_native());
-            fields.text("reason", pod.reason.to_native());
-            fields.text("message", pod.message.to_native());
-            fields.flag("ready", pod.is_ready);
-            fields.flag("deleting", pod.deletion_ns.to_native() > 0);
-            fields.flag("gone", pod.is_gone);
-            fields.known("grace", u64::from(pod.deletion_grace_s.to_native()) * 1_000_000_000);
-        }
-        ArchivedDetail::ContainerState(state) => {
-            fields.text("container", state.container.to_native());
-            fields.text("image", state.image.to_native());
-            fields.word("state", ["unknown", "waiting", "running", "terminated"][usize::from(state.state.min(3))]);
-            fields.text("reason", state.reason.to_native());
-            fields.text("message", state.message.to_native());
-            if state.state == 3 {
-                fields.number("exit_code", u64::from(state.exit_code.to_native().unsigned_abs()));
-            }
-            fields.number("restart_count", state.restart_count.to_native().into());
-            fields.flag("last", state.is_last);
-            fields.flag("ready", state.is_ready);
-            fields.word("role", ["app", "init", "ephemeral"][usize::from(state.role.min(2))]);
-            fields.known("memory_limit", state.memory_limit_bytes.to_native());
-            fields.known("cpu_limit", state.cpu_limit_milli.to_native());
-        }
-        ArchivedDetail::KubeEvent(event) => {
-            fields.text("reason", event.reason.to_native());
-            fields.text("message", event.message.to_native());
-            fields.word("type", if event.is_warning { "Warning" } else { "Normal" });
-            fields.text("object_kind", event.kind.to_native());
-            fields.text("object_namespace", event.namespace.to_native());
-            fields.text("object_name", event.name.to_native());
-            fields.text("field_path", event.field_path.to_native());
-            fields.text("component", event.component.to_native());
-            fields.number("count", event.count.to_native().into());
-        }
-        ArchivedDetail::NodeCondition(condition) => {
-            fields.text("condition", condition.condition.to_native());
-            fields.word("status", ["false", "true", "unknown"][usize::from(condition.status.min(2))]);
-            fields.text("reason", condition.reason.to_native());
-            fields.text("message", condition.message.to_native());
-            let header = frame.header();
-            let now_ns = header.realtime_ns.saturating_sub(header.boottime_ns.saturating_sub(time_ns));
-            if let Some(lasted) = now_ns.checked_sub(condition.since_ns.to_native()).filter(|&lasted| lasted < now_ns) {
-                fields.number("lasted", lasted);
-            }
-        }
-        ArchivedDetail::Rollout(rollout) => {
-            fields.text("object_kind", rollout.kind.to_native());
-            fields.text("object_namespace", rollout.namespace.to_native());
-            fields.text("object_name", rollout.name.to_native());
-            fields.text("images", rollout.images.to_native());
-            fields.text("images_before", rollout.images_before.to_native());
-            fields.flag("image_changed", frame.body().name(rollout.images_before.to_native()).is_some());
-            fields.text("reason", rollout.reason.to_native());
-            fields.text("message", rollout.message.to_native());
-            fields.number("generation", rollout.generation.to_native());
-            fields.number("desired", rollout.desired.to_native().into());
-            fields.number("updated", rollout.updated.to_native().into());
-            fields.number("ready_replicas", rollout.ready.to_native().into());
-            fields.number("unavailable", rollout.unavailable.to_native().into());
-            fields.flag("gone", rollout.is_gone);
-        }
+        ArchivedDetail::PodState(pod) => fields.pod_state(pod),
+        ArchivedDetail::ContainerState(state) => fields.container_state(state),
+        ArchivedDetail::KubeEvent(event) => fields.kube_event(event),
+        ArchivedDetail::NodeCondition(condition) => fields.node_condition(condition, time_ns),
+        ArchivedDetail::Rollout(rollout) => fields.rollout(rollout),
         ArchivedDetail::ConfigChange(change) => {
             fields.text("object_kind", change.kind.to_native());
             fields.text("object_namespace", change.namespace.to_native());
@@ -177,181 +123,273 @@ pub fn fact(
             fields.word("change", ["unknown", "made", "changed", "gone"][usize::from(change.change.min(3))]);
             related.extend(change.used_by.iter().take(RELATED_MAX).map(|id| id.to_native()));
         }
-        ArchivedDetail::Endpoints(service) => {
-            let name = |index| frame.body().name(index).unwrap_or("");
-            let (namespace, service_name) = (name(service.namespace.to_native()), name(service.service.to_native()));
-            fields.word("object_namespace", namespace);
-            fields.word("object_name", service_name);
-            let backends = service.backends.iter().take(RELATED_MAX);
-            let backends: Vec<_> = backends
-                .map(|backend| (backend.address, backend.port.to_native(), backend.pod.to_native(), backend.is_ready))
-                .collect();
-            fields.number("backends", service.backends.len() as u64);
-            let ready = service.backends.iter().filter(|backend| backend.is_ready).count() as u64;
-            fields.number("ready_backends", ready);
-            fields.number("unready_backends", service.backends.len() as u64 - ready);
-            related.extend(backends.iter().map(|backend| backend.2).filter(|&pod| pod != 0));
-            endpoints = Some(Box::new(ServiceEndpoints {
-                name: format!("{namespace}/{service_name}").into(),
-                cluster_addresses: service.cluster_addresses.iter().take(RELATED_MAX).copied().collect(),
-                ports: service.ports.iter().take(RELATED_MAX).map(|port| port.to_native()).collect(),
-                backends,
-            }));
-        }
-        ArchivedDetail::ObjectState(object) => {
-            fields.text("object_kind", object.kind.to_native());
-            fields.text("object_namespace", object.namespace.to_native());
-            fields.text("object_name", object.name.to_native());
-            fields.text("state", object.state.to_native());
-            fields.text("reason", object.reason.to_native());
-            fields.text("message", object.message.to_native());
-            fields.number("current", object.current.to_native());
-            fields.number("desired", object.desired.to_native());
-            fields.flag("gone", object.is_gone);
-        }
-        ArchivedDetail::UnitState(unit) => {
-            fields.text("unit", unit.unit.to_native());
-            fields.text("active_state", unit.active_state.to_native());
-            fields.text("sub_state", unit.sub_state.to_native());
-            fields.text("result", unit.result.to_native());
-            fields.number("main_status", u64::from(unit.main_status.to_native().unsigned_abs()));
-            fields.number("restarts", unit.restarts.to_native().into());
-        }
+        ArchivedDetail::Endpoints(service) => endpoints = Some(Box::new(fields.endpoints(service, &mut related))),
+        ArchivedDetail::ObjectState(object) => fields.object_state(object),
+        ArchivedDetail::UnitState(unit) => fields.unit_state(unit),
         ArchivedDetail::UnitJob(job) => {
             fields.text("unit", job.unit.to_native());
             fields.text("result", job.result.to_native());
         }
-        ArchivedDetail::Observation(seen) => {
-            fields.known("memory_limit", seen.memory_limit_bytes.to_native());
-            fields.known("memory_usage", seen.memory_usage_bytes.to_native());
-            fields.known("memory_peak", seen.memory_peak_bytes.to_native());
-            fields.number("oom_kills", seen.oom_kills.to_native());
-            fields.number("limit_hits", seen.limit_hits.to_native());
-            let (pids, pids_limit) = (seen.pids.to_native(), seen.pids_limit.to_native());
-            fields.known("pids", pids);
-            fields.known("pids_limit", pids_limit);
-            let has_limit = pids_limit != 0 && pids_limit != u64::MAX;
-            fields.flag("pids_full", has_limit && pids.saturating_add(pids_limit / 50) >= pids_limit);
-            fields.number("throttled", seen.throttled.to_native());
-            fields.number("throttled_time", seen.throttled_us.to_native().saturating_mul(1000));
-            fields.number("memory_pressure", u64::from(seen.memory_pressure.to_native()) / 100);
-            fields.text("process_comm", seen.process_comm.to_native());
-            fields.text("process_command", seen.process_command.to_native());
-        }
+        ArchivedDetail::Observation(seen) => fields.observation(seen),
         ArchivedDetail::Gap(gap) => {
             fields.text("what", gap.what.to_native());
             fields.text("reason", gap.reason.to_native());
             fields.number("lasted", gap.until_ns.to_native().saturating_sub(gap.from_ns.to_native()));
             fields.number("found_gone", gap.found_gone.to_native().into());
         }
-        ArchivedDetail::Conntrack(table) => {
-            let (entries, entries_max) = (table.entries.to_native(), table.entries_max.to_native());
-            fields.flag("full", table.is_full);
-            fields.number("entries", entries);
-            fields.known("entries_max", entries_max);
-            if let Some(filled) = entries.saturating_mul(100).checked_div(entries_max) {
-                fields.number("filled", filled);
-            }
-            fields.known_or_zero("dropped", table.dropped.to_native());
-            fields.known_or_zero("early_dropped", table.early_dropped.to_native());
-            let looked_at = table.looked_at.to_native();
-            if let Some(share) = table.top_entries.to_native().saturating_mul(100).checked_div(looked_at) {
-                fields.number("talker_share", share);
-                talker = Some(table.top_address);
-            }
-        }
-        ArchivedDetail::CgroupUse(seen) => {
-            fields.text("limit_cgroup", seen.cgroup.to_native());
-            fields.number("height", seen.height.to_native().into());
-            fields.known("memory_usage", seen.usage_bytes.to_native());
-            fields.known("memory_limit", seen.limit_bytes.to_native());
-            let parts = [
-                ("anon", seen.anon_bytes.to_native()),
-                ("page_cache", seen.file_bytes.to_native()),
-                ("shmem", seen.shmem_bytes.to_native()),
-                ("kernel_memory", seen.kernel_bytes.to_native()),
-            ];
-            for (name, bytes) in parts {
-                fields.known(name, bytes);
-            }
-            if let Some(&(name, bytes)) = parts.iter().max_by_key(|(_, bytes)| *bytes)
-                && bytes > 0
-            {
-                fields.word("mostly", name);
-            }
-            let limit = seen.limit_bytes.to_native();
-            if limit != u64::MAX {
-                for ((_, bytes), share) in parts.iter().zip(["anon_share", "page_cache_share", "shmem_share"]) {
-                    if let Some(percent) = bytes.saturating_mul(100).checked_div(limit) {
-                        fields.number(share, percent);
-                    }
-                }
-            }
-            let window_ns = seen.window_ns.to_native();
-            if window_ns > 0 {
-                fields.number("over", window_ns);
-                fields.number("throttled", seen.throttled.to_native());
-                fields.number("throttled_time", seen.throttled_us.to_native().saturating_mul(1000));
-                let periods = seen.periods.to_native();
-                if let Some(share) = seen.throttled.to_native().saturating_mul(100).checked_div(periods) {
-                    fields.number("throttled_share", share);
-                }
-                fields.number("limit_hits", seen.limit_hits.to_native());
-                fields.number("oom_kills", seen.oom_kills.to_native());
-            }
-            let members: Vec<String> = seen
-                .members
-                .iter()
-                .take(MEMBERS_MAX)
-                .map(|member| {
-                    let (path, adjustment) =
-                        (frame.body().name(member.cgroup.to_native()), member.oom_score_adj.to_native());
-                    let who = describe(member.entity.to_native(), path.unwrap_or_default());
-                    let used = human_bytes(member.usage_bytes.to_native());
-                    format!("{who} {used} (oom_score_adj {adjustment})")
-                })
-                .collect();
-            fields.word("members", &members.join(", "));
-            fields.text("full_mount", seen.full_mount.to_native());
-            fields.known("full_mount_size", seen.full_mount_bytes.to_native());
-            fields.flag("mount_full", frame.body().name(seen.full_mount.to_native()).is_some());
-        }
-        ArchivedDetail::Trouble(trouble) => {
-            fields.text("what", trouble.what.to_native());
-            fields.text("place", trouble.place.to_native());
-            fields.text("process_comm", trouble.comm.to_native());
-            fields.flag("ended", trouble.is_over);
-            fields.known("value", trouble.value.to_native());
-            fields.known("limit", trouble.limit.to_native());
-            fields.number("lasted", time_ns.saturating_sub(trouble.since_ns.to_native()));
-            // Of a pod, it is a container that Kubernetes names.
-            if matches!(frame.body().name(trouble.what.to_native()), Some("not-ready" | "init-runs" | "starting")) {
-                fields.text("container", trouble.comm.to_native());
-            }
-        }
-        ArchivedDetail::LogLines(log) => {
-            let lines: Vec<&str> = log.lines.iter().filter_map(|line| frame.body().name(line.to_native())).collect();
-            fields.number("line_count", lines.len() as u64);
-            let text = lines.join(" | ");
-            // The newest say most.
-            let text = &text[text.ceil_char_boundary(text.len().saturating_sub(LOG_BYTES_MAX))..];
-            fields.list.push(("lines".into(), FactValue::Text(text.into())));
-        }
-        ArchivedDetail::Curve(curve) => {
-            let seen = super::curve::summary(curve)?;
-            fields.word("shape", seen.shape.name());
-            let cgroup = frame.body().name(curve.cgroup.to_native()).unwrap_or_default();
-            fields.flag("of_pod", super::clue::is_pod_cgroup(cgroup));
-            fields.known("memory_limit", curve.limit_bytes.to_native());
-            fields.number("first", seen.first_bytes);
-            fields.number("memory_usage", seen.last_bytes);
-            fields.number("memory_peak", seen.peak_bytes);
-            fields.known("growth_per_hour", seen.growth_per_hour);
-            fields.number("lasted", seen.lasted_ns);
-            fields.number("cpu_milli", seen.cpu_milli);
-            fields.number("throttled_share", seen.throttled);
-        }
+        ArchivedDetail::Conntrack(table) => talker = fields.conntrack(table),
+        ArchivedDetail::CgroupUse(seen) => fields.cgroup_use(seen, describe),
+        ArchivedDetail::Trouble(trouble) => fields.trouble(trouble, time_ns),
+        ArchivedDetail::LogLines(log) => fields.log_lines(log),
+        ArchivedDetail::Curve(curve) => fields.curve(curve)?,
         _ => return None,
     }
     Some(Fact { kind, fields: fields.list, related, endpoints, talker })
+}
+
+/// What each kind of event states.
+impl Fields<'_> {
+    fn pod_state(&mut self, pod: &ArchivedPodState) {
+        self.text("phase", pod.phase.to_native());
+        self.text("reason", pod.reason.to_native());
+        self.text("message", pod.message.to_native());
+        self.flag("ready", pod.is_ready);
+        self.flag("deleting", pod.deletion_ns.to_native() > 0);
+        self.flag("gone", pod.is_gone);
+        self.known("grace", u64::from(pod.deletion_grace_s.to_native()) * 1_000_000_000);
+    }
+
+    fn container_state(&mut self, state: &ArchivedContainerState) {
+        self.text("container", state.container.to_native());
+        self.text("image", state.image.to_native());
+        self.word("state", ["unknown", "waiting", "running", "terminated"][usize::from(state.state.min(3))]);
+        self.text("reason", state.reason.to_native());
+        self.text("message", state.message.to_native());
+        if state.state == 3 {
+            self.number("exit_code", u64::from(state.exit_code.to_native().unsigned_abs()));
+        }
+        self.number("restart_count", state.restart_count.to_native().into());
+        self.flag("last", state.is_last);
+        self.flag("ready", state.is_ready);
+        self.word("role", ["app", "init", "ephemeral"][usize::from(state.role.min(2))]);
+        self.known("memory_limit", state.memory_limit_bytes.to_native());
+        self.known("cpu_limit", state.cpu_limit_milli.to_native());
+    }
+
+    fn kube_event(&mut self, event: &ArchivedKubeEvent) {
+        self.text("reason", event.reason.to_native());
+        self.text("message", event.message.to_native());
+        self.word("type", if event.is_warning { "Warning" } else { "Normal" });
+        self.text("object_kind", event.kind.to_native());
+        self.text("object_namespace", event.namespace.to_native());
+        self.text("object_name", event.name.to_native());
+        self.text("field_path", event.field_path.to_native());
+        self.text("component", event.component.to_native());
+        self.number("count", event.count.to_native().into());
+    }
+
+    fn node_condition(&mut self, condition: &ArchivedNodeCondition, time_ns: u64) {
+        self.text("condition", condition.condition.to_native());
+        self.word("status", ["false", "true", "unknown"][usize::from(condition.status.min(2))]);
+        self.text("reason", condition.reason.to_native());
+        self.text("message", condition.message.to_native());
+        let header = self.frame.header();
+        let now_ns = header.realtime_ns.saturating_sub(header.boottime_ns.saturating_sub(time_ns));
+        if let Some(lasted) = now_ns.checked_sub(condition.since_ns.to_native()).filter(|&lasted| lasted < now_ns) {
+            self.number("lasted", lasted);
+        }
+    }
+
+    fn rollout(&mut self, rollout: &ArchivedRollout) {
+        self.text("object_kind", rollout.kind.to_native());
+        self.text("object_namespace", rollout.namespace.to_native());
+        self.text("object_name", rollout.name.to_native());
+        self.text("images", rollout.images.to_native());
+        self.text("images_before", rollout.images_before.to_native());
+        self.flag("image_changed", self.frame.body().name(rollout.images_before.to_native()).is_some());
+        self.text("reason", rollout.reason.to_native());
+        self.text("message", rollout.message.to_native());
+        self.number("generation", rollout.generation.to_native());
+        self.number("desired", rollout.desired.to_native().into());
+        self.number("updated", rollout.updated.to_native().into());
+        self.number("ready_replicas", rollout.ready.to_native().into());
+        self.number("unavailable", rollout.unavailable.to_native().into());
+        self.flag("gone", rollout.is_gone);
+    }
+
+    /// Also adds the pods behind the Service to `related`.
+    fn endpoints(&mut self, service: &ArchivedEndpoints, related: &mut Vec<EntityId>) -> ServiceEndpoints {
+        let body = self.frame.body();
+        let name = |index| body.name(index).unwrap_or("");
+        let (namespace, service_name) = (name(service.namespace.to_native()), name(service.service.to_native()));
+        self.word("object_namespace", namespace);
+        self.word("object_name", service_name);
+        let backends = service.backends.iter().take(RELATED_MAX);
+        let backends: Vec<_> = backends
+            .map(|backend| (backend.address, backend.port.to_native(), backend.pod.to_native(), backend.is_ready))
+            .collect();
+        self.number("backends", service.backends.len() as u64);
+        let ready = service.backends.iter().filter(|backend| backend.is_ready).count() as u64;
+        self.number("ready_backends", ready);
+        self.number("unready_backends", service.backends.len() as u64 - ready);
+        related.extend(backends.iter().map(|backend| backend.2).filter(|&pod| pod != 0));
+        ServiceEndpoints {
+            name: format!("{namespace}/{service_name}").into(),
+            cluster_addresses: service.cluster_addresses.iter().take(RELATED_MAX).copied().collect(),
+            ports: service.ports.iter().take(RELATED_MAX).map(|port| port.to_native()).collect(),
+            backends,
+        }
+    }
+
+    fn object_state(&mut self, object: &ArchivedObjectState) {
+        self.text("object_kind", object.kind.to_native());
+        self.text("object_namespace", object.namespace.to_native());
+        self.text("object_name", object.name.to_native());
+        self.text("state", object.state.to_native());
+        self.text("reason", object.reason.to_native());
+        self.text("message", object.message.to_native());
+        self.number("current", object.current.to_native());
+        self.number("desired", object.desired.to_native());
+        self.flag("gone", object.is_gone);
+    }
+
+    fn unit_state(&mut self, unit: &ArchivedUnitState) {
+        self.text("unit", unit.unit.to_native());
+        self.text("active_state", unit.active_state.to_native());
+        self.text("sub_state", unit.sub_state.to_native());
+        self.text("result", unit.result.to_native());
+        self.number("main_status", u64::from(unit.main_status.to_native().unsigned_abs()));
+        self.number("restarts", unit.restarts.to_native().into());
+    }
+
+    fn observation(&mut self, seen: &ArchivedObservation) {
+        self.known("memory_limit", seen.memory_limit_bytes.to_native());
+        self.known("memory_usage", seen.memory_usage_bytes.to_native());
+        self.known("memory_peak", seen.memory_peak_bytes.to_native());
+        self.number("oom_kills", seen.oom_kills.to_native());
+        self.number("limit_hits", seen.limit_hits.to_native());
+        let (pids, pids_limit) = (seen.pids.to_native(), seen.pids_limit.to_native());
+        self.known("pids", pids);
+        self.known("pids_limit", pids_limit);
+        let has_limit = pids_limit != 0 && pids_limit != u64::MAX;
+        self.flag("pids_full", has_limit && pids.saturating_add(pids_limit / 50) >= pids_limit);
+        self.number("throttled", seen.throttled.to_native());
+        self.number("throttled_time", seen.throttled_us.to_native().saturating_mul(1000));
+        self.number("memory_pressure", u64::from(seen.memory_pressure.to_native()) / 100);
+        self.text("process_comm", seen.process_comm.to_native());
+        self.text("process_command", seen.process_command.to_native());
+    }
+
+    /// The address with the most entries, if any entry was looked at.
+    fn conntrack(&mut self, table: &ArchivedConntrack) -> Option<Address> {
+        let (entries, entries_max) = (table.entries.to_native(), table.entries_max.to_native());
+        self.flag("full", table.is_full);
+        self.number("entries", entries);
+        self.known("entries_max", entries_max);
+        if let Some(filled) = entries.saturating_mul(100).checked_div(entries_max) {
+            self.number("filled", filled);
+        }
+        self.known_or_zero("dropped", table.dropped.to_native());
+        self.known_or_zero("early_dropped", table.early_dropped.to_native());
+        let share = table.top_entries.to_native().saturating_mul(100).checked_div(table.looked_at.to_native())?;
+        self.number("talker_share", share);
+        Some(table.top_address)
+    }
+
+    fn cgroup_use(&mut self, seen: &ArchivedCgroupUse, describe: impl Fn(EntityId, &str) -> String) {
+        let body = self.frame.body();
+        self.text("limit_cgroup", seen.cgroup.to_native());
+        self.number("height", seen.height.to_native().into());
+        self.known("memory_usage", seen.usage_bytes.to_native());
+        self.known("memory_limit", seen.limit_bytes.to_native());
+        let parts = [
+            ("anon", seen.anon_bytes.to_native()),
+            ("page_cache", seen.file_bytes.to_native()),
+            ("shmem", seen.shmem_bytes.to_native()),
+            ("kernel_memory", seen.kernel_bytes.to_native()),
+        ];
+        for (name, bytes) in parts {
+            self.known(name, bytes);
+        }
+        if let Some(&(name, bytes)) = parts.iter().max_by_key(|(_, bytes)| *bytes)
+            && bytes > 0
+        {
+            self.word("mostly", name);
+        }
+        let limit = seen.limit_bytes.to_native();
+        if limit != u64::MAX {
+            for ((_, bytes), share) in parts.iter().zip(["anon_share", "page_cache_share", "shmem_share"]) {
+                if let Some(percent) = bytes.saturating_mul(100).checked_div(limit) {
+                    self.number(share, percent);
+                }
+            }
+        }
+        let window_ns = seen.window_ns.to_native();
+        if window_ns > 0 {
+            self.number("over", window_ns);
+            self.number("throttled", seen.throttled.to_native());
+            self.number("throttled_time", seen.throttled_us.to_native().saturating_mul(1000));
+            let periods = seen.periods.to_native();
+            if let Some(share) = seen.throttled.to_native().saturating_mul(100).checked_div(periods) {
+                self.number("throttled_share", share);
+            }
+            self.number("limit_hits", seen.limit_hits.to_native());
+            self.number("oom_kills", seen.oom_kills.to_native());
+        }
+        let members: Vec<String> = seen
+            .members
+            .iter()
+            .take(MEMBERS_MAX)
+            .map(|member| {
+                let (path, adjustment) = (body.name(member.cgroup.to_native()), member.oom_score_adj.to_native());
+                let who = describe(member.entity.to_native(), path.unwrap_or_default());
+                let used = human_bytes(member.usage_bytes.to_native());
+                format!("{who} {used} (oom_score_adj {adjustment})")
+            })
+            .collect();
+        self.word("members", &members.join(", "));
+        self.text("full_mount", seen.full_mount.to_native());
+        self.known("full_mount_size", seen.full_mount_bytes.to_native());
+        self.flag("mount_full", body.name(seen.full_mount.to_native()).is_some());
+    }
+
+    fn trouble(&mut self, trouble: &ArchivedTrouble, time_ns: u64) {
+        self.text("what", trouble.what.to_native());
+        self.text("place", trouble.place.to_native());
+        self.text("process_comm", trouble.comm.to_native());
+        self.flag("ended", trouble.is_over);
+        self.known("value", trouble.value.to_native());
+        self.known("limit", trouble.limit.to_native());
+        self.number("lasted", time_ns.saturating_sub(trouble.since_ns.to_native()));
+        // Of a pod, it is a container that Kubernetes names.
+        if matches!(self.frame.body().name(trouble.what.to_native()), Some("not-ready" | "init-runs" | "starting")) {
+            self.text("container", trouble.comm.to_native());
+        }
+    }
+
+    fn log_lines(&mut self, log: &ArchivedLogLines) {
+        let lines: Vec<&str> = log.lines.iter().filter_map(|line| self.frame.body().name(line.to_native())).collect();
+        self.number("line_count", lines.len() as u64);
+        let text = lines.join(" | ");
+        // The newest say most.
+        let text = &text[text.ceil_char_boundary(text.len().saturating_sub(LOG_BYTES_MAX))..];
+        self.list.push(("lines".into(), FactValue::Text(text.into())));
+    }
+
+    /// [`None`] for a curve without points.
+    fn curve(&mut self, curve: &ArchivedCurve) -> Option<()> {
+        let seen = super::curve::summary(curve)?;
+        self.word("shape", seen.shape.name());
+        let cgroup = self.frame.body().name(curve.cgroup.to_native()).unwrap_or_default();
+        self.flag("of_pod", super::clue::is_pod_cgroup(cgroup));
+        self.known("memory_limit", curve.limit_bytes.to_native());
+        self.number("first", seen.first_bytes);
+        self.number("memory_usage", seen.last_bytes);
+        self.number("memory_peak", seen.peak_bytes);
+        self.known("growth_per_hour", seen.growth_per_hour);
+        self.number("lasted", seen.lasted_ns);
+        self.number("cpu_milli", seen.cpu_milli);
+        self.number("throttled_share", seen.throttled);
+        Some(())
+    }
 }
