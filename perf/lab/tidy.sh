@@ -10,8 +10,8 @@ declare -A bound=(
   [sentences over 30 words in pattern texts]=0 [sentences over 30 words in comments]=0
   [comments that say no more than See the module]=0 [test names over 10 words]=0 [commit subjects over 72 characters]=0
   [cycles of modules within a crate]=0 [imports that climb between the folders of the collector]=0
-  [prints that panic where nobody reads]=0 [lines of docs/architecture.md over 250]=0 [files over 500 lines]=2
-  [functions over 80 lines]=7
+  [prints that panic where nobody reads]=0 [lines of docs/architecture.md over 250]=0 [files over 500 lines]=0
+  [functions over 80 lines]=0
 )
 verbose=${1:-} failed=0
 # Reads places, one a line, and compares how many they are with the bound.

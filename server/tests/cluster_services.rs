@@ -2,7 +2,7 @@
 
 use crate::cluster_support::*;
 use crate::correlate_node::{Node, Process, SECOND};
-use crate::correlate_patterns_kube::{lookups_of, refused_client};
+use crate::correlate_patterns_service::{lookups_of, refused_client};
 use tapio_wire::event::Lane;
 use tapio_wire::service::Finding;
 

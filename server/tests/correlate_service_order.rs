@@ -1,7 +1,7 @@
 //! Services, their backends' deaths and their clients' troubles are joined in whatever order they are heard of.
 
 use crate::correlate_node::{Machine, Node, Process, SECOND};
-use crate::correlate_patterns_kube::{lookups_of, refused_client};
+use crate::correlate_patterns_service::{lookups_of, refused_client};
 use tapio_server::findings::PatternSet;
 use tapio_wire::event::Lane;
 use tapio_wire::service::Finding;

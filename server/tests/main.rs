@@ -36,6 +36,7 @@ mod correlate_node_ready;
 mod correlate_patterns;
 mod correlate_patterns_kube;
 mod correlate_patterns_node;
+mod correlate_patterns_service;
 mod correlate_service_order;
 mod correlate_states;
 mod correlate_states_end;
