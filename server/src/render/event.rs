@@ -12,7 +12,7 @@ use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::Event;
 use tapio_wire::wait_status::{Ending, ending};
 
-use super::layout::{Style, clean};
+use super::layout::{Style, clean, padded};
 use super::time::for_people;
 use crate::findings::text;
 
@@ -313,12 +313,12 @@ pub fn event_row(style: Style, event: &Event) -> String {
     let (name, node) = entity.map_or(("", ""), |entity| (entity.name.as_str(), entity.node.as_str()));
     let pid = if event.pid == 0 { String::new() } else { format!(" pid={}", event.pid) };
     let is_lethal = event.lane == "lethal";
-    let kind = format!("{:<16}", clean(&event.kind));
+    let kind = padded(&clean(&event.kind), 16);
     format!(
-        "{} {:<12} {:<28} {} {}{pid}\n",
+        "{} {} {} {} {}{pid}\n",
         style.dim(&for_people(event.time_ns)),
-        clean(node),
-        clean(name),
+        padded(&clean(node), 12),
+        padded(&clean(name), 28),
         if is_lethal { style.bold(&kind) } else { kind },
         clean(&event.text),
     )
@@ -327,8 +327,20 @@ pub fn event_row(style: Style, event: &Event) -> String {
 #[cfg(test)]
 mod tests {
     use tapio_wire::frame::Frame;
+    use tapio_wire::service::EntityRef;
+    use unicode_width::UnicodeWidthStr;
 
     use super::*;
+
+    #[test]
+    fn events_of_wide_names_are_aligned() {
+        let row = |name: &str| {
+            let entity = EntityRef { name: name.into(), node: name.into(), ..EntityRef::default() };
+            let event = Event { entity: Some(entity), kind: name.into(), text: "text".into(), ..Event::default() };
+            event_row(Style { colour: false }, &event)
+        };
+        assert_eq!(row("日本").width(), row("web-").width());
+    }
 
     #[test]
     fn the_order_names_no_field_that_is_not_declared() {

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use tapio_wire::program::units::{human_bytes, human_duration};
 use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Loss};
+use unicode_width::UnicodeWidthStr;
 
-use super::layout::{Style, clean, wrap};
+use super::layout::{Style, clean, padded, wrap};
 use super::time::for_people;
 use crate::findings::text;
 
@@ -26,7 +27,7 @@ pub fn list_header(style: Style) -> String {
 /// A finding on one line of a list.
 pub fn list_row(style: Style, finding: &Finding) -> String {
     let id = clean(&finding.id).chars().take(SHORT_ID).collect::<String>();
-    let severity = format!("{:<8}", clean(&finding.severity));
+    let severity = padded(&clean(&finding.severity), 8);
     let again = if finding.withdrawn {
         style.dim(&withdrawal(finding))
     } else if finding.ongoing {
@@ -38,14 +39,15 @@ pub fn list_row(style: Style, finding: &Finding) -> String {
     } else {
         String::new()
     };
+    let pod = finding.entity.as_ref().and_then(pod);
     format!(
-        "{} {} {:>5} {:<SHORT_ID$} {:<21} {:<24} {}{again}\n",
+        "{} {} {:>5} {} {} {} {}{again}\n",
         style.dim(&for_people(finding.ended_ns)),
         style.severity(&finding.severity, &severity),
         percent(finding.confidence),
-        id,
-        clean(&finding.pattern),
-        finding.entity.as_ref().and_then(pod).unwrap_or_else(|| "-".to_owned()),
+        padded(&id, SHORT_ID),
+        padded(&clean(&finding.pattern), 21),
+        padded(&pod.unwrap_or_else(|| "-".to_owned()), 24),
         clean(&finding.title),
     )
 }
@@ -220,7 +222,7 @@ fn chain(style: Style, out: &mut String, evidence: &[Evidence]) {
         let _ = writeln!(out, "{}  {}", style.bold(&head), style.dim(&clean(&piece.id)));
         let has_children = parents.contains(&Some(index));
         let rule = if has_children { "│  " } else { "   " };
-        for line in wrap(&" ".repeat(inner.chars().count() + 3), &clean(&piece.text)).lines() {
+        for line in wrap(&" ".repeat(inner.width() + 3), &clean(&piece.text)).lines() {
             let _ = writeln!(out, "{inner}{rule}{}", line.trim_start());
         }
         push_children(&mut waiting, Some(index), &inner);
@@ -323,6 +325,16 @@ mod tests {
         };
         assert!(row("5997b008aeb0dfd0").ends_with("(withdrawn: 5997b008ae explains it)\n"));
         assert!(row("").ends_with("(withdrawn: what came later speaks against it)\n"));
+    }
+
+    #[test]
+    fn rows_with_wide_names_are_aligned() {
+        let row = |pod: &str| {
+            let entity = EntityRef { namespace: "shop".into(), pod: pod.into(), ..EntityRef::default() };
+            let finding = Finding { entity: Some(entity), title: "title".into(), ..Finding::default() };
+            list_row(Style { colour: false }, &finding)
+        };
+        assert_eq!(row("日本").width(), row("web-").width());
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! Colour, columns and wrapped lines.
+//! Colour, columns and wrapped lines. A width is that of a terminal, where some characters take two columns and some none.
+
+use unicode_width::UnicodeWidthStr;
 
 /// Columns that text is wrapped at.
 const WIDTH: usize = 100;
@@ -61,11 +63,11 @@ pub fn clean_lines(text: &str) -> String {
 
 /// `text` in lines of at most [`WIDTH`] columns, the first behind `first`, the others behind as many blanks.
 pub(super) fn wrap(first: &str, text: &str) -> String {
-    let indent = " ".repeat(first.chars().count());
+    let indent = " ".repeat(first.width());
     let mut out = first.to_owned();
     let mut column = indent.len();
     for (index, word) in text.split_whitespace().enumerate() {
-        let length = word.chars().count();
+        let length = word.width();
         if index > 0 {
             if column + 1 + length > WIDTH {
                 out.push('\n');
@@ -83,21 +85,27 @@ pub(super) fn wrap(first: &str, text: &str) -> String {
     out
 }
 
+/// `text`, followed by blanks up to a number of columns.
+pub fn padded(text: &str, columns: usize) -> String {
+    text.to_owned() + &" ".repeat(columns.saturating_sub(text.width()))
+}
+
 /// Columns under headings; those that `is_right` names are aligned to the right.
 pub fn table(style: Style, headings: &[&str], is_right: &[bool], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).chain([headings[column].len()]).max().unwrap_or(0)
+        cells.map(|cell| cell.width()).chain([headings[column].len()]).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..headings.len()).map(width).collect();
     let line = |cells: &[String]| {
         let mut text = String::from(" ");
         for (column, cell) in cells.iter().enumerate() {
-            let pad = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
+            text.push(' ');
             if is_right[column] {
-                text.push_str(&format!(" {pad}{cell}"));
+                text.push_str(&" ".repeat(widths[column].saturating_sub(cell.width())));
+                text.push_str(cell);
             } else {
-                text.push_str(&format!(" {cell}{pad}"));
+                text.push_str(&padded(cell, widths[column]));
             }
         }
         text.trim_end().to_owned() + "\n"
@@ -108,4 +116,33 @@ pub fn table(style: Style, headings: &[&str], is_right: &[bool], rows: &[Vec<Str
         out.push_str(&line(row));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Style = Style { colour: false };
+
+    /// Column at which the last word of each line begins.
+    fn last_columns(text: &str) -> Vec<usize> {
+        let before = |line: &str| line[..line.rfind(' ').map_or(0, |at| at + 1)].width();
+        text.lines().map(before).collect()
+    }
+
+    #[test]
+    fn wide_and_combining_characters_do_not_shift_the_next_column() {
+        let rows = ["日本語-0", "web-0", "e\u{301}te\u{301}"].map(|name| vec![name.to_owned(), "Running".to_owned()]);
+        let text = table(PLAIN, &["POD", "STATE"], &[false, false], &rows);
+        assert_eq!(last_columns(&text), [11; 4], "{text}");
+        let right = table(PLAIN, &["POD", "STATE"], &[true, false], &rows);
+        assert_eq!(last_columns(&right), [11; 4], "{right}");
+    }
+
+    #[test]
+    fn wrapped_lines_of_wide_characters_fit_the_width() {
+        let text = wrap("  日本 ", &"日本語 ".repeat(40));
+        assert!(text.lines().count() > 2 && text.lines().all(|line| line.width() <= WIDTH), "{text}");
+        assert!(text.lines().skip(1).all(|line| line.starts_with(&(" ".repeat(7) + "日"))), "{text}");
+    }
 }

@@ -15,6 +15,6 @@ pub use finding::{
     causes, certificate_rows, finding, is_state, list_header, list_row, loss, offset, percent, pod, span, withdrawal,
 };
 pub use json::{event_value, finding_json, finding_value, incomplete_value, status_json, status_value};
-pub use layout::{Style, clean, clean_lines, table};
+pub use layout::{Style, clean, clean_lines, padded, table};
 pub use status::{Ledger, ledger_of, ledger_text as ledger, status, unwatched, where_of};
 pub use time::{for_people, parse_since, rfc3339};

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use subtle::ConstantTimeEq;
 use tonic::metadata::{Ascii, MetadataValue};
 
 /// Bytes of a token at the most: more is some other file.
@@ -58,11 +59,7 @@ impl TokenFile {
 
     /// Whether a request carries this token. Takes the same time wherever the two differ.
     pub fn admits(&self, authorization: Option<&[u8]>) -> bool {
-        let expected = self.header();
-        let given = authorization.unwrap_or_default();
-        let expected = expected.as_encoded_bytes();
-        let differing = expected.iter().zip(given).fold(0, |differing, (a, b)| differing | (a ^ b));
-        expected.len() == given.len() && differing == 0
+        self.header().as_encoded_bytes().ct_eq(authorization.unwrap_or_default()).into()
     }
 }
 
@@ -106,6 +103,9 @@ mod tests {
         assert_eq!(first.as_encoded_bytes(), b"Bearer first");
         let first = first.as_encoded_bytes();
         assert!(token.admits(Some(first)) && !token.admits(None));
+        for other in [&b"Bearer firsT"[..], b"Bearer firs", b"Bearer first "] {
+            assert!(!token.admits(Some(other)));
+        }
         std::fs::write(file.path(), "two words").expect("written");
         assert!(token.admits(Some(first)), "the last good one holds");
         std::fs::write(file.path(), "second").expect("written");

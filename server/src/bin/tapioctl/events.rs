@@ -149,7 +149,7 @@ fn line(printing: Printing, event: &Event) -> String {
     }
     let row = render::event_row(printing.style, event);
     match printing.format {
-        Format::Wide => format!("{:<40} {row}", render::clean(&event.id)),
+        Format::Wide => format!("{} {row}", render::padded(&render::clean(&event.id), 40)),
         _ => row,
     }
 }

@@ -206,7 +206,9 @@ fn line(printing: Printing, finding: &Finding) -> String {
         return row;
     }
     let entity = finding.entity.clone().unwrap_or_default();
-    format!("{:<14} {:<28} {row}", render::clean(&entity.node), render::clean(&entity.name))
+    let [node, name] =
+        [(&entity.node, 14), (&entity.name, 28)].map(|(text, columns)| render::padded(&render::clean(text), columns));
+    format!("{node} {name} {row}")
 }
 
 /// Findings that were shown, so that those of another server are not shown again. Servers count revisions and times of
