@@ -135,10 +135,8 @@ fn a_copy_needs_an_empty_folder_and_reports_its_content() {
     let (dir, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let archive = open(plain(dir.path()));
     append_each(&archive, &mut Frames::new("node-1", 1), 3);
-    let run = |to: &Path| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tapio-server"));
-        command.args(["archive", "copy"]).args([dir.path(), to]).output().expect("it starts")
-    };
+    let run =
+        |to: &Path| crate::programs::server(&["archive", "copy"]).args([dir.path(), to]).output().expect("it starts");
     let to = folder.path().join("copy");
     let output = run(&to);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,7 +1,6 @@
 //! What a server reports of events that were acknowledged, though not out of its archive.
 
 use std::path::Path;
-use std::process::Command;
 
 use crate::archive_support::Frames;
 use crate::whole_server::{Stream, get, hello, sum};
@@ -47,11 +46,7 @@ fn counted(server: &Pipeline, kind: &str, source: &str) -> f64 {
 }
 
 async fn tapioctl(server: &Pipeline, arguments: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tapioctl"));
-    command.args(["--server", &server.grpc_address.to_string()]).args(arguments);
-    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it runs").expect("tapioctl runs");
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).expect("UTF-8")
+    crate::programs::printed(crate::programs::output(crate::programs::tapioctl(server.grpc_address, arguments)).await)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -233,10 +233,7 @@ async fn a_server_that_nats_refuses_says_why() {
     assert!(text.starts_with("ready\n") && text.contains("authorization violation"), "{text}");
     let own = own_status(&a).await;
     assert!(own.alone && own.log_trouble.contains("authorization violation"), "{own:?}");
-    let shown = std::process::Command::new(env!("CARGO_BIN_EXE_tapioctl"))
-        .args(["--server", &a.pipeline.grpc_address.to_string(), "status"])
-        .output()
-        .expect("it starts");
+    let shown = crate::programs::tapioctl(a.pipeline.grpc_address, &["status"]).output().expect("it starts");
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.contains("cannot use the servers' log: no connection to NATS"), "{shown}");
     // The file is read again for each connection.

@@ -237,9 +237,7 @@ async fn a_hanging_peer_costs_one_wait_and_answers_are_incomplete() {
     let last = events(&a).await.pop().expect("a last word");
     assert!(is_missing(&last.incomplete) && is_missing(&status(&a).await.incomplete));
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tapioctl"));
-    command.args(["--server", &a.pipeline.grpc_address.to_string(), "why", "nosuch"]);
-    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it runs").expect("tapioctl runs");
+    let output = crate::programs::output(crate::programs::tapioctl(a.pipeline.grpc_address, &["why", "nosuch"])).await;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(4) && said.contains("nothing is known of"), "{said}");
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
@@ -256,8 +254,7 @@ async fn single_and_watched_findings_say_what_they_may_lack() {
     ship(&a, &node, 0).await;
     let id = findings_when(&a, |found| !found.is_empty()).await[0].id.clone();
     let tapioctl = |arguments: &[&str]| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tapioctl"));
-        let output = command.args(["--server", &a.pipeline.grpc_address.to_string()]).args(arguments).output().unwrap();
+        let output = crate::programs::tapioctl(a.pipeline.grpc_address, arguments).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     };

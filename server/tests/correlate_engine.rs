@@ -361,8 +361,7 @@ fn names_of_pattern_files_are_printed_without_control_characters() {
     let own = VALID.replace("id: own", "id: exited-with-error");
     let check = |text: &str| {
         std::fs::write(directory.path().join("a\x1b[31m\nb.yaml"), text).expect("it can be written");
-        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_tapio-server"));
-        let output = program.args(["check", "--patterns"]).arg(directory.path()).output().expect("it runs");
+        let output = crate::programs::server(&["check", "--patterns"]).arg(directory.path()).output().expect("it runs");
         let said = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8(said).expect("text"))
     };

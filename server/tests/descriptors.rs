@@ -48,7 +48,7 @@ fn start(soft: u64, hard: u64) -> Started {
     let log = std::fs::File::create(dir.path().join("log")).expect("a log");
     let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" --config \"$1\"");
     let child = Command::new("/bin/bash")
-        .args(["-c", &script, env!("CARGO_BIN_EXE_tapio-server")])
+        .args(["-c", &script, crate::programs::SERVER])
         .arg(&config)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

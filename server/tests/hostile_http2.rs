@@ -2,6 +2,7 @@
 //! handshakes that never go on. What must hold: memory stays bounded and everybody else is served.
 
 mod archive_support;
+mod programs;
 mod whole_server;
 
 use std::io::{BufReader, ErrorKind, Read, Write};

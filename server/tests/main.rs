@@ -56,6 +56,7 @@ mod manifests;
 mod parquet_engines;
 mod parquet_ledger;
 mod parquet_support;
+mod programs;
 mod reconnect_storm;
 mod remote;
 mod remote_faults;

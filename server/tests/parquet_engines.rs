@@ -9,8 +9,7 @@ use crate::parquet_support::*;
 use crate::remote_support::*;
 
 fn export(environment: &[(&str, String)], arguments: &[&str]) -> Value {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tapio-server"))
-        .args(["archive", "export", "--json"])
+    let output = crate::programs::server(&["archive", "export", "--json"])
         .args(arguments)
         .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
         .output()

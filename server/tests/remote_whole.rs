@@ -30,8 +30,7 @@ impl Process {
         );
         let file = folder.join("server.yaml");
         std::fs::write(&file, config).expect("written");
-        let child = Command::new(env!("CARGO_BIN_EXE_tapio-server"))
-            .arg("--config")
+        let child = crate::programs::server(&["--config"])
             .arg(&file)
             .envs(s3_environment(1))
             .stderr(Stdio::null())
@@ -76,10 +75,7 @@ impl Process {
 
     fn tapioctl(&self, arguments: &[&str]) -> String {
         let server = format!("127.0.0.1:{}", self.grpc);
-        let output = Command::new(env!("CARGO_BIN_EXE_tapioctl")).args(["--server", &server]).args(arguments).output();
-        let output = output.expect("tapioctl runs");
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).expect("UTF-8")
+        crate::programs::printed(crate::programs::tapioctl(server, arguments).output().expect("tapioctl runs"))
     }
 }
 

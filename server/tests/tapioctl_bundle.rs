@@ -8,7 +8,7 @@ use tokio::task::block_in_place;
 
 use crate::cluster_whole::{findings_when, ship};
 use crate::correlate_node::{Node, SECOND};
-use crate::tapioctl_output::tapioctl;
+use crate::programs::tapioctl;
 use crate::whole_server::Whole;
 
 /// What identifies the cluster of these tests.

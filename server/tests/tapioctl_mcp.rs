@@ -29,7 +29,7 @@ fn python() -> Option<PathBuf> {
 fn asked(python: &Path, server: &str, calls: &Value) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mcp/client.py");
     let mut command = Command::new(python);
-    command.arg(script).args([env!("CARGO_BIN_EXE_tapioctl"), server]);
+    command.arg(script).args([crate::programs::TAPIOCTL, server]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("it starts");
     let mut input = child.stdin.take().expect("a pipe");

@@ -1,10 +1,11 @@
 //! `tapioctl` against a real query service.
 
 use std::io::{BufRead, BufReader, Lines};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Output, Stdio};
 use std::sync::Arc;
 
 use crate::correlate_node::{MIB, MS, Machine, Node, Process, SECOND, SIGKILL};
+use crate::programs::tapioctl;
 use serde_json::Value;
 use tapio_server::query::{self, StatusSource};
 use tapio_wire::service::{
@@ -81,12 +82,6 @@ pub(crate) fn serve() -> Server {
         tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
     );
     Server { address, machine, node, runtime }
-}
-
-pub(crate) fn tapioctl(server: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tapioctl"));
-    command.args(["--server", server]).args(arguments).env_remove("NO_COLOR");
-    command
 }
 
 pub(crate) fn output(server: &str, arguments: &[&str]) -> (Output, String) {

@@ -76,7 +76,7 @@ fn run_with_name(addresses: &[&str], port: u16, arguments: &[&str]) -> Option<st
     let output = Command::new("unshare")
         .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
         .arg(&hosts)
-        .args([env!("CARGO_BIN_EXE_tapioctl"), "--server", &format!("servers.test:{port}")])
+        .args([crate::programs::TAPIOCTL, "--server", &format!("servers.test:{port}")])
         .args(arguments)
         .output()
         .expect("unshare is in util-linux");
@@ -215,7 +215,7 @@ fn impossible_names_are_wrong_usage_unknown_names_are_reported() {
 #[test]
 fn a_cluster_that_kubectl_cannot_reach_is_reported() {
     let arguments = ["--port-forward", "--kubeconfig", "/nonexistent/config", "findings"];
-    let output = Command::new(env!("CARGO_BIN_EXE_tapioctl")).args(arguments).output().expect("tapioctl runs");
+    let output = Command::new(crate::programs::TAPIOCTL).args(arguments).output().expect("tapioctl runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let is_named =
         said.contains("service/tapio-server in namespace tapio-system") || said.contains("cannot run kubectl");

@@ -1,6 +1,5 @@
 //! `tapioctl why` against a whole server: what it says of what is well, of every kind of subject, and of what changed before.
 
-use std::process::Command;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -29,9 +28,9 @@ async fn served(node: &Node) -> Whole {
 }
 
 async fn asked(server: &Whole, arguments: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tapioctl"));
-    command.args(["--server", &server.pipeline.grpc_address.to_string(), "why"]).args(arguments);
-    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("it runs").expect("tapioctl runs");
+    let mut command = crate::programs::tapioctl(server.pipeline.grpc_address, &["why"]);
+    command.args(arguments);
+    let output = crate::programs::output(command).await;
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 

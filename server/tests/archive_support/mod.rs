@@ -7,7 +7,7 @@ mod small_disk;
 mod stepped_clock;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -217,7 +217,7 @@ pub fn append_each(archive: &Archive, frames: &mut Frames, count: u64) -> Vec<By
 
 /// Runs the server's command, and returns its standard output as text.
 pub fn server(arguments: &[&str]) -> (Output, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_tapio-server")).args(arguments).output().expect("it runs");
+    let output = crate::programs::server(arguments).output().expect("it runs");
     let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
     (output, text)
 }

@@ -95,8 +95,7 @@ pub fn objects(dir: &Path) -> Vec<String> {
 
 /// The server's command on a remote archive, with a cache of its own.
 pub fn command(cache: &Path, environment: &[(&str, String)], arguments: &[&str]) -> (Output, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_tapio-server"))
-        .args(arguments)
+    let output = crate::programs::server(arguments)
         .arg("--cache")
         .arg(cache)
         .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
