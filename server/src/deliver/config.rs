@@ -21,7 +21,9 @@ pub struct DeliverSection {
     /// Where findings are sent, each version of each finding at least once, by the server that leads.
     #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub webhook: Option<WebhookSection>,
-    /// Channels of chats that get findings as messages, by a name of yours: small letters, digits and `-`.
+    /// Channels of chats that get findings as messages, by a name of yours. Their keys are `kind`, `url_file`, `only`, `per_minute`,
+    /// `page_url`, `tls` and `timeout`: see notify.md.
+    #[schemars(example = serde_json::json!({"oncall": {"kind": "slack", "url_file": "/etc/tapio/chats/oncall"}}))]
     pub chats: BTreeMap<String, ChatSection>,
     /// Alertmanagers that get each finding as an alert.
     #[serde(deserialize_with = "tapio_wire::program::yaml::named")]

@@ -97,6 +97,8 @@ fn put(kind: Kind, field: &str) -> Option<Put> {
     let named = |name: &str| column(name).map(Put::Plain);
     match (kind, field) {
         (_, "ns_level") => Some(Put::Nowhere),
+        // No column of version 1: the archive has it.
+        (Kind::Signal, "sender_parent") => Some(Put::Nowhere),
         (_, "points" | "members" | "backends" | "used_by" | "cluster_addresses" | "ports" | "lines" | "counts") => {
             Some(Put::Nowhere)
         }
