@@ -45,8 +45,11 @@ if [ -z "${KUBECONFIG:-}" ]; then
   # The API server listens inside the node's network namespace: so must whoever talks to it.
   enter=(nsenter --net=/run/netns/kube)
   bin=${CARGO_TARGET_DIR:-target}/debug
-  build --features tapio-wire/next-version
-  "$HERE/images.sh" "$bin" next
+  # Only a rollout needs it, and it takes as long as the other build.
+  if [[ $tests == *kube_rollout* ]]; then
+    build --features tapio-wire/next-version
+    "$HERE/images.sh" "$bin" next
+  fi
   build
   "$HERE/images.sh" "$bin" 1
   "$HERE/images.sh" nats
