@@ -96,6 +96,20 @@ fn pods_that_had_ended_are_neither_evicted_nor_drained() {
     }
 }
 
+/// A finalizer keeps what has run to its end, for longer than a pattern looks back.
+#[test]
+fn a_pod_that_ended_long_ago_was_not_evicted() {
+    for asked in [BY_API, BY_TAINT, BY_SCHEDULER] {
+        let mut node = Node::new("n1");
+        let pod = web(&mut node, 1);
+        node.pod_is(50 * SECOND, pod, "Succeeded", ["", ""], false);
+        node.pod_is(2000 * SECOND, pod, "Succeeded", asked, true);
+        node.lethal(2001 * SECOND);
+        let found = findings_of(&node);
+        assert!(found.iter().all(|one| one.confidence < 0.8), "{asked:?}: {:?}", told(&found));
+    }
+}
+
 #[test]
 fn a_late_condition_does_not_rename_a_persons_deletion() {
     for (late, pattern) in [(BY_API, "evicted-by-api"), (BY_TAINT, "evicted-by-taint"), (BY_SCHEDULER, "preempted")] {

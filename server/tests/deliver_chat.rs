@@ -116,19 +116,28 @@ fn answer(stream: &mut (impl Read + Write), code: u16, seen: &Mutex<Vec<Request>
 struct Delivering {
     store: Arc<FindingStore>,
     deliverer: Deliverer,
-    folder: tempfile::TempDir,
+    /// Held as long as it is delivered from.
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Delivering {
     fn to(sink: impl FnOnce(&Path) -> Box<dyn Sink>) -> Self {
-        let store = Arc::new(FindingStore::new(100));
-        let source = Source { store: Arc::clone(&store), leadership: Arc::new(Leadership::sole("a")), link: None };
         let folder = tempfile::tempdir().expect("a folder");
-        let metrics = DeliverMetrics::register(&Registry::new()).expect("fresh names");
-        let at = MarksAt::Folder(folder.path().to_owned());
         let sink = sink(folder.path());
+        let started = Self::with(Arc::new(FindingStore::new(100)), folder.path(), sink);
+        Self { folder: Some(folder), ..started }
+    }
+
+    fn with(store: Arc<FindingStore>, folder: &Path, sink: Box<dyn Sink>) -> Self {
+        let source = Source { store: Arc::clone(&store), leadership: Arc::new(Leadership::sole("a")), link: None };
+        let metrics = DeliverMetrics::register(&Registry::new()).expect("fresh names");
+        let at = MarksAt::Folder(folder.to_owned());
         let deliverer = Deliverer::start(&source, vec![sink], &at, &metrics).expect("it starts");
-        Self { store, deliverer, folder }
+        Self { store, deliverer, folder: None }
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.as_ref().expect("it has one").path()
     }
 
     fn publish(&self, finding: Finding) {
@@ -198,6 +207,18 @@ fn a_channel_hears_what_is_news_and_nothing_twice() {
         disk("Withdrawn", "c3"),
     ];
     assert_eq!(channel.headings(), wanted);
+    // Nor does the next leader, or the same server after a restart.
+    delivering.publish(finding("d4", "high"));
+    delivering.until_quiet(7);
+    let (store, folder) = (Arc::clone(&delivering.store), delivering.folder().to_owned());
+    delivering.deliverer.stop();
+    let chat = Chat::new("oncall", &url_file(&folder, &url)).expect("a good section");
+    let next = Delivering::with(store, &folder, Box::new(chat));
+    next.publish(Finding { summary: "more of it".into(), revision: 2, ..finding("d4", "high") });
+    until("it is delivered", || (next.deliverer.status().remove(0).delivered >= 1).then_some(()));
+    next.publish(finding("e5", "high"));
+    until("another one is said", || (channel.headings().len() > wanted.len() + 1).then_some(()));
+    assert_eq!(channel.headings()[wanted.len()..], [disk("High", "d4"), disk("High", "e5")]);
     assert!(channel.requests().iter().all(|request| request.line == "POST /services/T0/B0/secret HTTP/1.1"));
 }
 
@@ -213,7 +234,7 @@ fn an_address_is_read_anew_and_is_in_no_message() {
         })
     };
     assert!(!trouble("it holds no address").contains("s3cret"));
-    let path = delivering.folder.path().join("url");
+    let path = delivering.folder().join("url");
     std::fs::write(&path, "http://chat.example.com/s3cret").expect("written");
     assert!(!trouble("use https://").contains("s3cret"));
     std::fs::write(&path, format!("http://{}/s3cret", channel.address)).expect("written");

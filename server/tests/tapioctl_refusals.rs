@@ -1,20 +1,27 @@
 //! What `tapioctl` refuses, and what it says of servers and names that are not there.
 
-use std::process::Command;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tapio_server::query;
 use tapio_wire::program::http::{Bounds, serve as serve_http};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 
+use crate::cluster_support::until;
+use crate::programs::TAPIOCTL;
 use crate::tapioctl_output::{Fixed, Server, output as run, serve};
 
 /// Serves the same store at another address, with an archive.
 fn serve_archive(server: &Server) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("LOCK"), "").expect("an archive without a segment");
+    fs::write(folder.path().join("LOCK"), "").expect("an archive without a segment");
     let listener = server.runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let events = query::EventSource::new(folder.path());
@@ -71,12 +78,12 @@ fn run_with_name(addresses: &[&str], port: u16, arguments: &[&str]) -> Option<st
     let folder = tempfile::tempdir().expect("a folder");
     let hosts = folder.path().join("hosts");
     let lines: String = addresses.iter().map(|address| format!("{address} servers.test\n")).collect();
-    std::fs::write(&hosts, lines).expect("written");
+    fs::write(&hosts, lines).expect("written");
     let script = "mount --bind \"$1\" /etc/hosts || exit 99; shift; exec \"$@\"";
     let output = Command::new("unshare")
         .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
         .arg(&hosts)
-        .args([crate::programs::TAPIOCTL, "--server", &format!("servers.test:{port}")])
+        .args([TAPIOCTL, "--server", &format!("servers.test:{port}")])
         .args(arguments)
         .output()
         .expect("unshare is in util-linux");
@@ -215,9 +222,49 @@ fn impossible_names_are_wrong_usage_unknown_names_are_reported() {
 #[test]
 fn a_cluster_that_kubectl_cannot_reach_is_reported() {
     let arguments = ["--port-forward", "--kubeconfig", "/nonexistent/config", "findings"];
-    let output = Command::new(crate::programs::TAPIOCTL).args(arguments).output().expect("tapioctl runs");
+    let output = Command::new(TAPIOCTL).args(arguments).output().expect("tapioctl runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let is_named =
         said.contains("service/tapio-server in namespace tapio-system") || said.contains("cannot run kubectl");
     assert_eq!((output.status.code(), is_named), (Some(3), true), "{said}");
+}
+
+/// `tapioctl` with a program in kubectl's place that forwards to a server, and says in a file which process it is.
+fn through_a_forward(folder: &Path, server: &str, arguments: &[&str]) -> Command {
+    let (path, pid) = (folder.join("kubectl"), folder.join("pid"));
+    let script =
+        format!("#!/bin/sh\necho $$ >{}\necho 'Forwarding from {server} -> 9090'\nexec sleep 60\n", pid.display());
+    fs::write(&path, script).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+    let mut command = Command::new(TAPIOCTL);
+    command.arg("--port-forward").args(arguments).env_remove("TAPIO_SERVER");
+    command.env("PATH", format!("{}:{}", folder.display(), std::env::var("PATH").expect("there is one")));
+    command
+}
+
+fn forwarder_is_gone(folder: &Path) {
+    let pid = fs::read_to_string(folder.join("pid")).expect("it ran");
+    until("kubectl has ended", || (!Path::new("/proc").join(pid.trim()).exists()).then_some(()));
+}
+
+#[test]
+fn a_forwarded_port_is_asked_and_given_back() {
+    let server = serve();
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = through_a_forward(folder.path(), &server.address, &["findings"]).output().expect("tapioctl runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("memory-limit-kill"));
+    forwarder_is_gone(folder.path());
+    // Also when this program is asked to end while it watches.
+    fs::remove_file(folder.path().join("pid")).expect("removed");
+    let mut watching = through_a_forward(folder.path(), &server.address, &["findings", "--watch"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("tapioctl runs");
+    let mut line = String::new();
+    let output = watching.stdout.take().expect("a pipe");
+    BufReader::new(output).read_line(&mut line).expect("the heading");
+    kill_process(Pid::from_child(&watching), Signal::TERM).expect("it is there");
+    assert_eq!(watching.wait().expect("it ends").code(), Some(1));
+    forwarder_is_gone(folder.path());
 }

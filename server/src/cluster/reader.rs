@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{Info, Stream};
 use futures::StreamExt;
@@ -26,6 +26,9 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the next fact may take.
 const FACTS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often damaged messages are a reason to send again what the archives have.
+const DAMAGED_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Why reading ended.
 enum End {
@@ -83,6 +86,8 @@ pub struct Reader {
     missed_ns: Option<u64>,
     /// Messages of another version were read since reading began.
     has_other_versions: bool,
+    /// When the archive was last asked because of a damaged message.
+    damaged_at: Option<Instant>,
 }
 
 impl Reader {
@@ -98,6 +103,7 @@ impl Reader {
             deleted: 0,
             missed_ns: None,
             has_other_versions: false,
+            damaged_at: None,
         }
     }
 
@@ -310,7 +316,14 @@ impl Reader {
                         self.has_other_versions = true;
                         Ok(())
                     }
-                    BatchError::Damaged(_) => self.missed(at_ns),
+                    // Whoever writes one after another must not keep all servers from delivering: they are only counted then.
+                    BatchError::Damaged(_) if self.damaged_at.is_some_and(|at| at.elapsed() < DAMAGED_INTERVAL) => {
+                        Ok(())
+                    }
+                    BatchError::Damaged(_) => {
+                        self.damaged_at = Some(Instant::now());
+                        self.missed(at_ns)
+                    }
                 }
             }
         }

@@ -48,7 +48,7 @@ const RUNTIMES: [&str; 24] = [
 const STAGES: [&str; 4] = ["runc", "runc:*", "crun", "youki"];
 
 /// Programs that start and watch daemons, also on hosts without systemd. The first process is called `init` here, whatever its name.
-const STARTERS: [&str; 12] = [
+const STARTERS: [&str; 21] = [
     "init",
     "systemd",
     "(sd-executor)",
@@ -61,7 +61,20 @@ const STARTERS: [&str; 12] = [
     "dinit",
     "monit",
     "supervisord",
+    "supervise",
+    "k0s",
+    // The first process of a machine that is a container itself, or of a user's engines.
+    "init(*",
+    "tini",
+    "docker-init",
+    "dumb-init",
+    "catatonit",
+    "k3d-entrypoint*",
+    "rootlesskit",
 ];
+
+/// Programs that start a runtime's stages and are no runtime's daemon themselves.
+const BUILDERS: [&str; 4] = ["buildkitd", "gdn", "guardian", "dadoo"];
 
 /// Units that run container runtimes, kubelet or the service manager: what they start is at its place there.
 const RUNTIME_UNITS: [&str; 17] = [
@@ -296,6 +309,7 @@ fn is_at_its_place(by: &Sender, target: &EntityInfo, units: &[&[&str]]) -> bool 
         // A collector of an earlier version does not say whose child it is.
         _ => by.parent.is_none_or(|parent| {
             is_one_of(&RUNTIMES, parent) && !is_one_of(&STARTERS, parent)
+                || is_one_of(&BUILDERS, parent)
                 || !is_one_of(&STAGES, by.comm) && is_one_of(&STARTERS, parent)
         }),
     }
@@ -330,6 +344,9 @@ mod tests {
             assert_eq!(class("runc:[2:INIT]", "runc"), "runtime");
             assert_eq!(class("containerd-shim", "init"), "runtime");
             assert_eq!(class("kubelet", "supervise-daemo"), "runtime");
+            assert_eq!(class("runc", "buildkitd"), "runtime");
+            assert_eq!(class("containerd-shim", "tini"), "runtime");
+            assert_eq!(class("containerd", "init(Ubuntu)"), "runtime");
             assert_eq!(class("earlyoom", "init"), "oom_daemon");
             for (comm, parent) in [("runc", "bash"), ("containerd-shim", "sh"), ("earlyoom", "bash"), ("runc", "init")]
             {

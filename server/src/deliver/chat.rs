@@ -14,7 +14,6 @@
 //! <https://learn.microsoft.com/microsoftteams/platform/webhooks-and-connectors/how-to/connectors-using>,
 //! <https://adaptivecards.io/explorer/TextRun.html>.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,8 +29,6 @@ use crate::render::{clean, pod};
 
 /// Messages at once, before they are paced.
 const BURST: u32 = 5;
-/// Findings of which it is remembered what was said.
-const POSTED_MAX: usize = 4096;
 /// Characters of a heading and of a text, for Slack.
 const HEADING_MAX: usize = 150;
 const TEXT_MAX: usize = 2900;
@@ -42,17 +39,6 @@ pub struct Chat {
     section: ChatSection,
     client: Client,
     pace: Mutex<TokenBucket>,
-    /// What was said last of each finding.
-    posted: Mutex<HashMap<String, Said>>,
-}
-
-/// What a reader learns from a message: as long as it is the same, there is no other message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Said {
-    pattern: String,
-    severity: String,
-    possible: bool,
-    state: State,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,15 +48,13 @@ enum State {
     Withdrawn,
 }
 
-impl Said {
+impl State {
     fn of(finding: &Finding) -> Self {
-        let state = match finding {
-            Finding { withdrawn: true, .. } => State::Withdrawn,
-            Finding { resolved_ns: 1.., .. } => State::Over,
-            _ => State::Stands,
-        };
-        let (pattern, severity) = (finding.pattern.clone(), finding.severity.clone());
-        Self { pattern, severity, possible: finding.possible, state }
+        match finding {
+            Finding { withdrawn: true, .. } => Self::Withdrawn,
+            Finding { resolved_ns: 1.., .. } => Self::Over,
+            _ => Self::Stands,
+        }
     }
 }
 
@@ -92,8 +76,7 @@ impl Chat {
         let tls = |source| SinkConfigError::Tls { key: "deliver.chats.*.tls", source };
         let client = Client::new("deliver.chats.*", None, section.tls.clone()).map_err(tls)?;
         let pace = TokenBucket::new(BURST, f64::from(section.per_minute) / 60.0, Instant::now());
-        let (pace, posted) = (Mutex::new(pace), Mutex::default());
-        Ok(Self { name: format!("chat-{name}"), section: section.clone(), client, pace, posted })
+        Ok(Self { name: format!("chat-{name}"), section: section.clone(), client, pace: Mutex::new(pace) })
     }
 
     /// Waits until another message may be sent.
@@ -107,21 +90,21 @@ impl Chat {
         }
     }
 
-    fn message(&self, finding: &Finding, before: Option<&Said>) -> Message {
-        let now = Said::of(finding);
+    fn message(&self, finding: &Finding, is_change: bool) -> Message {
+        let state = State::of(finding);
         let title = match finding.title.as_str() {
             "" => format!("finding {}", finding.id),
             title => clean(title),
         };
-        let heading = match (now.state, before) {
+        let heading = match (state, is_change) {
             (State::Withdrawn, _) => format!("Withdrawn: {title}"),
             (State::Over, _) => format!("Over: {title}"),
-            (State::Stands, Some(_)) => format!("Changed, {}: {title}", finding.severity),
-            (State::Stands, None) => format!("{}: {title}", capital(&finding.severity)),
+            (State::Stands, true) => format!("Changed, {}: {title}", finding.severity),
+            (State::Stands, false) => format!("{}: {title}", capital(&finding.severity)),
         };
         let verdict = finding.death.as_ref().map_or("", |death| death.verdict.as_str());
         let mut text = clean(if verdict.is_empty() { &finding.summary } else { verdict });
-        match now.state {
+        match state {
             State::Withdrawn if finding.superseded_by.is_empty() => text = "It does not stand any more.".into(),
             State::Withdrawn => text = format!("Finding {} explains it better.", clean(&finding.superseded_by)),
             State::Over => {}
@@ -147,12 +130,10 @@ impl Chat {
     }
 
     async fn post(&self, delivery: &Delivery) -> Result<(), SinkError> {
-        let (finding, said) = (&delivery.finding, Said::of(&delivery.finding));
-        let before = self.posted.lock().unwrap_or_else(PoisonError::into_inner).get(&finding.id).cloned();
-        if before.as_ref() == Some(&said) {
+        if delivery.is_known {
             return Ok(());
         }
-        let message = self.message(finding, before.as_ref());
+        let message = self.message(&delivery.finding, !delivery.former.is_empty());
         let body = match self.section.kind {
             ChatKind::Slack => slack(&message),
             ChatKind::Teams => teams(&message),
@@ -167,13 +148,7 @@ impl Chat {
             return Err(away(&"whoever reads it in the clear may write to the chat: use https://"));
         }
         self.pace().await;
-        self.client.post(&address, &address.path, body.to_string(), &[]).await?;
-        let mut posted = self.posted.lock().unwrap_or_else(PoisonError::into_inner);
-        if posted.len() >= POSTED_MAX {
-            posted.clear();
-        }
-        posted.insert(finding.id.clone(), said);
-        Ok(())
+        self.client.post(&address, &address.path, body.to_string(), &[]).await
     }
 }
 
@@ -248,6 +223,12 @@ impl Sink for Chat {
         self.section.only.names(finding)
     }
 
+    /// What a reader learns from a message: as long as it is the same, there is no other message.
+    fn note(&self, finding: &Finding) -> Option<String> {
+        let Finding { pattern, severity, possible, .. } = finding;
+        Some(format!("{pattern} {severity} {possible} {:?}", State::of(finding)))
+    }
+
     fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a> {
         Box::pin(self.post(delivery))
     }
@@ -276,7 +257,7 @@ mod tests {
     #[test]
     fn hostile_names_mention_nobody_and_format_nothing() {
         let chat = chat(Some("https://tapio.example.com/"));
-        let message = chat.message(&hostile(), None);
+        let message = chat.message(&hostile(), false);
         assert!(!message.heading.contains(['\u{202e}', '\u{1b}']), "{}", message.heading);
         let posted = slack(&message);
         let texts = posted["blocks"].as_array().expect("a list").iter().flat_map(|block| {
@@ -299,7 +280,7 @@ mod tests {
     #[test]
     fn texts_are_cut_to_what_a_chat_takes() {
         let long = Finding { title: "é".repeat(400), summary: "w".repeat(9000), ..hostile() };
-        let message = chat(None).message(&long, None);
+        let message = chat(None).message(&long, false);
         assert_eq!((message.heading.chars().count(), message.text.chars().count()), (HEADING_MAX, TEXT_MAX));
         assert_eq!(cut("abc", 3), "abc");
         assert_eq!(cut("abcd", 3), "ab…");
@@ -308,14 +289,15 @@ mod tests {
     #[test]
     fn a_heading_says_what_has_become_of_it() {
         let (chat, finding) = (chat(None), Finding { title: "web hangs".into(), ..hostile() });
-        let heading =
-            |finding: &Finding, before: Option<&Finding>| chat.message(finding, before.map(Said::of).as_ref()).heading;
-        assert_eq!(heading(&finding, None), "High: web hangs");
-        let worse = Finding { severity: "critical".into(), ..finding.clone() };
-        assert_eq!(heading(&worse, Some(&finding)), "Changed, critical: web hangs");
-        assert_eq!(heading(&Finding { resolved_ns: 5, ..finding.clone() }, None), "Over: web hangs");
+        let heading = |finding: &Finding, is_change: bool| chat.message(finding, is_change).heading;
+        assert_eq!(heading(&finding, false), "High: web hangs");
+        assert_eq!(
+            heading(&Finding { severity: "critical".into(), ..finding.clone() }, true),
+            "Changed, critical: web hangs"
+        );
+        assert_eq!(heading(&Finding { resolved_ns: 5, ..finding.clone() }, true), "Over: web hangs");
         let gone = Finding { id: "1a".into(), withdrawn: true, superseded_by: "2b".into(), ..Finding::default() };
-        let message = chat.message(&gone, None);
+        let message = chat.message(&gone, false);
         assert_eq!(
             (message.heading.as_str(), message.text.as_str()),
             ("Withdrawn: finding 1a", "Finding 2b explains it better.")

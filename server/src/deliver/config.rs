@@ -172,7 +172,7 @@ impl ChatSection {
             ));
         }
         if !PER_MINUTE.contains(&self.per_minute) {
-            return Err(("deliver.chats.*.per_minute", format!("{name}: from 6 to 600")));
+            return Err(("deliver.chats.*.per_minute", format!("{name}: from 12 to 600")));
         }
         if let Some(page) = &self.page_url {
             address(page, "nothing").map_err(|problem| ("deliver.chats.*.page_url", format!("{name}: {problem}")))?;
@@ -186,7 +186,7 @@ impl ChatSection {
 const CHAT_NAME_MAX: usize = 32;
 const CHATS_MAX: usize = 16;
 /// What may be set as messages a minute. Whoever waits for its turn holds the lease meanwhile.
-const PER_MINUTE: RangeInclusive<u32> = 6..=600;
+const PER_MINUTE: RangeInclusive<u32> = 12..=600;
 
 /// `deliver.webhook:`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -383,7 +383,7 @@ mod tests {
             ("webhook: {url: 'https://a/b', tls: {cert: /c.pem, key: /k.pem}}", "deliver.webhook.tls", "names no ca"),
             ("chats: {On Call: {url_file: /a}}", "deliver.chats", "small letters"),
             ("chats: {oncall: {}}", "deliver.chats.*.url_file", "oncall: names no file"),
-            ("chats: {oncall: {url_file: /a, per_minute: 1}}", "deliver.chats.*.per_minute", "from 6"),
+            ("chats: {oncall: {url_file: /a, per_minute: 1}}", "deliver.chats.*.per_minute", "from 12"),
             ("chats: {oncall: {url_file: /a, page_url: x}}", "deliver.chats.*.page_url", "begins with"),
             ("chats: {oncall: {url_file: /a, tls: {}}}", "deliver.chats.*.tls", "names no ca"),
             ("webhook: {url: 'http://a/b', tls: {ca: /ca.pem}}", "deliver.webhook.tls", "no effect"),

@@ -50,7 +50,10 @@ pub fn clean(text: &str) -> String {
     let visible = |c: char| {
         // Beyond control characters: what turns the direction of writing around can disguise a name.
         let is_direction = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || is_direction { '\u{fffd}' } else { c }
+        // What nobody sees may speak to a program that reads along.
+        let is_invisible =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}');
+        if c.is_control() || is_direction || is_invisible { '\u{fffd}' } else { c }
     };
     text.chars().map(visible).collect()
 }

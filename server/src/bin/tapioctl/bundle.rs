@@ -4,9 +4,11 @@
 //! What leaves: one JSON object, which a person may read before it is sent on. What must hold: a file that is there is not
 //! overwritten; what is missing is in the bundle; with `--redact` the names that identify a cluster are in it nowhere.
 
-use std::collections::{BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -56,7 +58,7 @@ pub async fn run(server: &ServerAt, arguments: &Arguments) -> Result<(), Failure
     let finding =
         client.get_finding(GetFindingRequest { id: arguments.id.clone() }).await.map_err(failed)?.into_inner();
     let besides = besides(&mut client, server, &finding).await?;
-    let events = events(&mut client, server, &finding, arguments.around).await?;
+    let Around { events, missing } = events(&mut client, server, &finding, arguments.around).await?;
     let mut standing = render::status_value(&status(&mut client, server).await?);
     let nodes: BTreeSet<&str> = finding
         .evidence
@@ -73,14 +75,15 @@ pub async fn run(server: &ServerAt, arguments: &Arguments) -> Result<(), Failure
         "made_at": render::rfc3339(now_ns()),
         "tapioctl": env!("CARGO_PKG_VERSION"),
         "redacted": arguments.redact,
-        "is_complete": server.is_complete(),
+        "is_complete": server.is_complete() && missing.is_empty(),
+        "missing": missing,
         "finding": render::finding_value(&finding),
         "findings_besides": besides.iter().map(render::finding_value).collect::<Vec<_>>(),
         "events": events,
         "status": standing,
     });
     if arguments.redact {
-        Redaction::of(&bundle).apply(&mut bundle);
+        Redaction::of(&bundle).apply("", &mut bundle);
     }
     let text = format!("{bundle:#}\n");
     let path = match &arguments.to {
@@ -120,133 +123,232 @@ async fn besides(client: &mut Client, server: &ServerAt, finding: &Finding) -> R
     Ok(listed.findings.into_iter().filter(|other| other.id != finding.id).collect())
 }
 
-/// Events of what the finding is about, and those of its node that may have to do with it, in the order of time.
+/// Events of a bundle, in the order of time, and why some may be missing.
+struct Around {
+    events: Vec<Value>,
+    missing: Vec<String>,
+}
+
+/// Events of what the finding is about, and those of its node that may have to do with it; the nearest where there are many.
 async fn events(
     client: &mut Client,
     server: &ServerAt,
     finding: &Finding,
     around: Duration,
-) -> Result<Vec<Value>, Failure> {
+) -> Result<Around, Failure> {
     let entity = finding.entity.clone().unwrap_or_default();
     let around_ns = u64::try_from(around.as_nanos()).unwrap_or(u64::MAX);
-    let window = ListEventsRequest {
-        since_ns: finding.started_ns.saturating_sub(around_ns),
-        until_ns: finding.ended_ns.max(finding.resolved_ns).saturating_add(around_ns),
-        limit: EVENTS_MAX,
-        ..ListEventsRequest::default()
-    };
     let about = match entity.pod_uid.is_empty() {
-        false => ListEventsRequest { pod: entity.pod_uid, ..window.clone() },
-        true => ListEventsRequest { entity: format!("{:016x}", entity.id), ..window.clone() },
+        false => ListEventsRequest { pod: entity.pod_uid, ..ListEventsRequest::default() },
+        true => ListEventsRequest { entity: format!("{:016x}", entity.id), ..ListEventsRequest::default() },
     };
-    let kinds = NODE_KINDS.map(str::to_owned).to_vec();
-    let of_node = ListEventsRequest { node: entity.node, kinds, ..window };
+    let mut asked = vec![("what it is about", about)];
+    // Of no node in particular it would be all of them.
+    if !entity.node.is_empty() {
+        let kinds = NODE_KINDS.map(str::to_owned).to_vec();
+        asked.push(("its node", ListEventsRequest { node: entity.node, kinds, ..ListEventsRequest::default() }));
+    }
+    let (began_ns, ended_ns) = (finding.started_ns, finding.ended_ns.max(finding.resolved_ns));
+    let before = (began_ns.saturating_sub(around_ns), began_ns, true);
+    let after = (began_ns, ended_ns.saturating_add(around_ns), false);
     let mut found: HashMap<String, Value> = HashMap::new();
-    for request in [about, of_node] {
-        let mut take = |event: &Event| {
-            found.entry(event.id.clone()).or_insert_with(|| render::event_value(event));
-            Ok(())
-        };
-        match each(client, server, request, &mut take).await {
-            // An archive that has forgotten them: the finding holds its evidence.
-            Ok(()) | Err(Failure::Other(_)) => {}
-            Err(failure) => return Err(failure),
+    let mut missing = Vec::new();
+    for (of, request) in asked {
+        for (when, (since_ns, until_ns, newest)) in [("before it", before), ("from it on", after)] {
+            let request = ListEventsRequest { since_ns, until_ns, newest, limit: EVENTS_MAX, ..request.clone() };
+            let mut count = 0;
+            let mut take = |event: &Event| {
+                count += 1;
+                found.entry(event.id.clone()).or_insert_with(|| render::event_value(event));
+                Ok(())
+            };
+            match each(client, server, request, &mut take).await {
+                Ok(()) if count >= EVENTS_MAX => missing.push(format!("events of {of} {when}: only {EVENTS_MAX}")),
+                Ok(()) => {}
+                // The finding holds its evidence, also where the archive has forgotten it.
+                Err(Failure::Other(reason)) => missing.push(format!("events of {of} {when}: {reason}")),
+                Err(failure) => return Err(failure),
+            }
         }
     }
     let mut events: Vec<Value> = found.into_values().collect();
     events.sort_by_cached_key(|event| event["time"].as_str().unwrap_or_default().to_owned());
-    Ok(events)
+    Ok(Around { events, missing })
 }
 
-/// Keys whose values identify a cluster, and what stands in their place.
-const NAMES: [(&str, &str); 15] = [
-    ("namespace", "namespace"),
-    ("pod", "pod"),
-    ("pod_uid", "uid"),
-    ("uid", "uid"),
-    ("workload", "workload"),
+/// Keys whose texts are words of Tapio, of the kernel or of Kubernetes' API, names of processes, times and ids.
+const PLAIN: [&str; 40] = [
+    "allocator_comm",
+    "archived_at",
+    "by",
+    "caused_by",
+    "change",
+    "comm",
+    "condition",
+    "disk",
+    "ended_at",
+    "epoch",
+    "exit_code",
+    "format",
+    "id",
+    "kind",
+    "lane",
+    "last_frame_at",
+    "made_at",
+    "measure",
+    "object",
+    "observed",
+    "pattern",
+    "phase",
+    "published_at",
+    "resolved_at",
+    "result",
+    "revision",
+    "sender_comm",
+    "sender_parent",
+    "severity",
+    "shape",
+    "signal_name",
+    "source",
+    "stage",
+    "started_at",
+    "state",
+    "step",
+    "superseded_by",
+    "syscall",
+    "tapioctl",
+    "time",
+];
+/// Keys whose values name a part of the cluster, and what stands in their place.
+const NAMES: [(&str, &str); 14] = [
+    ("cgroup", "cgroup"),
+    ("cluster", "cluster"),
     ("container", "container"),
     ("container_id", "container-id"),
-    ("node", "node"),
     ("image", "image"),
+    ("limit_cgroup", "cgroup"),
+    ("missing_servers", "server"),
     ("name", "name"),
-    ("cgroup", "cgroup"),
+    ("namespace", "namespace"),
+    ("node", "node"),
+    ("nodes", "node"),
+    ("pod", "pod"),
     ("server", "server"),
-    ("cluster", "cluster"),
-    ("source_address", "address"),
-    ("address", "address"),
+    ("workload", "workload"),
 ];
-/// Keys whose values may hold secrets.
-const SECRETS: [&str; 4] = ["arguments", "lines", "command", "command_line"];
-/// A letter is too common to be replaced in texts; where it is the whole value it is.
+/// Keys whose texts are sentences of findings: names, addresses and uids in them are replaced.
+const SENTENCES: [&str; 7] = ["advice", "label", "missing", "summary", "text", "title", "verdict"];
+/// Kinds of evidence whose text says what the kernel or systemd reported. Others may quote a command, a message or a log.
+const QUOTED_KINDS: [&str; 8] =
+    ["exit", "oom", "reclaim", "reclaim_burst", "signal", "cgroup_use", "container_state", "node_condition"];
+/// A letter is too common to be replaced in sentences.
 const WORD_MIN: usize = 2;
+const LEFT_OUT: &str = "[left out]";
 
-/// What stands for each name; the same name is the same everywhere.
+/// What stands for each name; the same name is the same everywhere. What no list above allows is left out.
 struct Redaction {
+    aliases: HashMap<String, String>,
     /// The longest first: a name may hold another.
-    names: Vec<(String, String)>,
+    names: Vec<String>,
 }
 
 impl Redaction {
     fn of(bundle: &Value) -> Self {
-        let mut found: Vec<(String, &'static str)> = Vec::new();
-        collect(bundle, &mut found);
-        found.sort_unstable();
-        found.dedup_by(|one, other| one.0 == other.0);
+        let mut found: BTreeMap<String, &'static str> = BTreeMap::new();
+        collect(bundle, None, &mut found);
         let mut counts: HashMap<&str, usize> = HashMap::new();
-        let mut names: Vec<(String, String)> = found
-            .into_iter()
-            .map(|(name, what)| {
-                let count = counts.entry(what).or_default();
-                *count += 1;
-                (name, format!("{what}-{count}"))
-            })
-            .collect();
-        names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
-        Self { names }
+        let mut aliases = HashMap::new();
+        for (name, what) in found {
+            let count = counts.entry(what).or_default();
+            *count += 1;
+            aliases.insert(name, format!("{what}-{count}"));
+        }
+        let mut names: Vec<String> = aliases.keys().filter(|name| name.len() >= WORD_MIN).cloned().collect();
+        names.sort_by_key(|name| Reverse(name.len()));
+        Self { aliases, names }
     }
 
-    fn apply(&self, value: &mut Value) {
+    fn apply(&self, key: &str, value: &mut Value) {
         match value {
-            Value::String(text) => *text = self.text(text),
-            Value::Array(parts) => parts.iter_mut().for_each(|part| self.apply(part)),
+            Value::String(text) => *text = self.text(key, text),
+            Value::Array(parts) => parts.iter_mut().for_each(|part| self.apply(key, part)),
             Value::Object(fields) => {
-                for (key, field) in fields.iter_mut() {
-                    match SECRETS.contains(&key.as_str()) && !field.is_null() {
-                        true => *field = json!("[left out]"),
-                        false => self.apply(field),
-                    }
+                let quotes = |kind: &Value| kind.as_str().is_some_and(|kind| QUOTED_KINDS.contains(&kind));
+                // An event's line repeats its fields, and a piece of evidence may quote what it is about.
+                if fields.contains_key("detail") || fields.get("kind").is_some_and(|kind| !quotes(kind)) {
+                    fields.remove("text");
                 }
+                // An event's own source is a word; a connection's is an address.
+                fields.iter_mut().for_each(|(key, field)| match (key.as_str(), &*field) {
+                    ("source", Value::String(text)) if is_address(text) => *field = LEFT_OUT.into(),
+                    _ => self.apply(key, field),
+                });
             }
             _ => {}
         }
     }
 
-    fn text(&self, text: &str) -> String {
-        if let Some((_, alias)) = self.names.iter().find(|(name, _)| name == text) {
+    fn text(&self, key: &str, text: &str) -> String {
+        if PLAIN.contains(&key) || text.is_empty() {
+            return text.to_owned();
+        }
+        if let Some(alias) = self.aliases.get(text) {
             return alias.clone();
         }
-        let mut text = text.to_owned();
-        for (name, alias) in self.names.iter().filter(|(name, _)| name.len() >= WORD_MIN) {
-            text = replace_words(&text, name, alias);
+        match (key, text.rsplit_once('/')) {
+            ("workload", Some((kind, name))) => match self.aliases.get(name) {
+                Some(alias) => format!("{kind}/{alias}"),
+                None => LEFT_OUT.to_owned(),
+            },
+            _ if SENTENCES.contains(&key) => self.sentence(text),
+            _ => LEFT_OUT.to_owned(),
         }
-        text
+    }
+
+    fn sentence(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for name in &self.names {
+            if text.contains(name.as_str()) {
+                text = replace_words(&text, name, &self.aliases[name]);
+            }
+        }
+        let words = text.split(' ').map(|word| {
+            let bare = word.trim_matches(|letter: char| !letter.is_alphanumeric());
+            match is_address(bare) || has_uid(bare) {
+                true => word.replace(bare, "[address]"),
+                false => word.to_owned(),
+            }
+        });
+        words.collect::<Vec<_>>().join(" ")
     }
 }
 
-fn collect(value: &Value, found: &mut Vec<(String, &'static str)>) {
-    match value {
-        Value::Array(parts) => parts.iter().for_each(|part| collect(part, found)),
-        Value::Object(fields) => {
+fn is_address(word: &str) -> bool {
+    word.parse::<IpAddr>().is_ok() || word.parse::<SocketAddr>().is_ok()
+}
+
+/// Whether a uid is in it, as Kubernetes or as a cgroup's name writes it, or the id of a container.
+fn has_uid(word: &str) -> bool {
+    let is_of_id = |letter: char| letter.is_ascii_hexdigit() || matches!(letter, '-' | '_');
+    let mut parts = word.split(|letter| !is_of_id(letter));
+    parts.any(|part| part.len() >= 32 && part.bytes().filter(u8::is_ascii_hexdigit).count() >= 32)
+}
+
+fn collect(value: &Value, what: Option<&'static str>, found: &mut BTreeMap<String, &'static str>) {
+    match (value, what) {
+        (Value::String(text), Some(what)) => {
+            // A workload is KIND/NAME: the kind stays.
+            let name = text.rsplit('/').next().filter(|_| what == "workload").unwrap_or(text);
+            if !name.is_empty() {
+                found.entry(name.to_owned()).or_insert(what);
+            }
+        }
+        (Value::Array(parts), _) => parts.iter().for_each(|part| collect(part, what, found)),
+        (Value::Object(fields), _) => {
             for (key, field) in fields {
                 let what = NAMES.iter().find(|(known, _)| known == key).map(|(_, what)| *what);
-                if let (Value::String(text), Some(what)) = (field, what) {
-                    // A workload is KIND/NAME: the kind stays.
-                    let name = text.rsplit('/').next().filter(|_| what == "workload").unwrap_or(text);
-                    found.extend((!name.is_empty()).then(|| (name.to_owned(), what)));
-                }
+                collect(field, what, found);
             }
-            fields.values().for_each(|field| collect(field, found));
         }
         _ => {}
     }
@@ -272,30 +374,77 @@ fn replace_words(text: &str, name: &str, alias: &str) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_same_name_is_replaced_the_same_way_everywhere() {
-        let mut bundle = json!({
+    /// Everything that names a part of a cluster, or may hold a secret, has the mark in it.
+    fn bundle() -> Value {
+        json!({
+            "format": "tapio-bundle/1",
             "finding": {
-                "title": "shop/web-0/web exceeded its limit on node worker-17",
-                "entity": {"namespace": "shop", "pod": "web-0", "container": "web", "workload": "Deployment/web", "node": "worker-17"},
+                "id": "23841bace3", "pattern": "memory-limit-kill", "severity": "high",
+                "title": "mark-ns/mark-0/mark exceeded its limit on node mark-17",
+                "summary": "Refused by 10.96.4.7:8080 and fd00::7, of pod 0b0cf4e8-61b7-4e6a-9d1a-5f7c0d3f2a11.",
+                "entity": {
+                    "namespace": "mark-ns", "pod": "mark-0", "container": "mark", "workload": "Deployment/mark", "node": "mark-17",
+                    "pod_uid": "0b0cf4e8-61b7-4e6a-9d1a-5f7c0d3f2a11", "image": "registry.mark/app:1", "id": "1ecf4cc47817a3f2",
+                },
+                "evidence": [
+                    {"kind": "oom", "text": "mark-0 was killed in /kubepods/pod0b0cf4e8_61b7_4e6a_9d1a_5f7c0d3f2a11"},
+                    {"kind": "log_lines", "text": "the last that it wrote: password=mark"},
+                    {"kind": "observation", "text": "mark --token=mark"},
+                ],
+                "missing_servers": ["tapio-mark-1"],
             },
             "events": [
-                {"kind": "exec", "arguments": "--password=x", "comm": "webpack", "node": "worker-17"},
-                {"message": "Stopping container web of shop/web-0; workshop stays", "node": "worker-17"},
+                {
+                    "kind": "exec", "source": "ebpf", "node": "mark-17", "text": "exec arguments=--password=mark",
+                    "detail": {"comm": "webpack", "arguments": "--password=mark", "path": "/opt/mark"},
+                },
+                {
+                    "kind": "tcp", "source": "ebpf", "text": "tcp 10.1.2.3",
+                    "detail": {"source": "10.1.2.3", "destination": "10.1.2.4", "source_port": 80},
+                },
+                {"kind": "observation", "detail": {"process_command": "mark -x", "members": ["/pod-mark 1 MiB"], "top_address": "10.1.2.5"}},
+                {"kind": "rollout", "detail": {"images": "registry.mark/app:2", "message": "by mark", "service": "mark"}},
             ],
-        });
-        Redaction::of(&bundle).apply(&mut bundle);
+            "status": {
+                "nodes": [{"node": "mark-17", "off": [{"source": "k8s", "reason": "no route to mark"}]}],
+                "deliveries": [{"trouble": "mark.example.com"}],
+                "incomplete": [{"server": "tapio-mark-1", "nodes": ["mark-17"]}],
+            },
+        })
+    }
+
+    #[test]
+    fn nothing_that_names_a_cluster_survives_redaction() {
+        let mut bundle = bundle();
+        Redaction::of(&bundle).apply("", &mut bundle);
         let text = bundle.to_string();
-        for name in ["worker-17", "web-0", "shop/", "password"] {
-            assert!(!text.contains(name), "{name}: {bundle:#}");
+        for secret in ["mark", "password", "10.", "fd00", "61b7", "registry"] {
+            assert!(!text.contains(secret), "{secret}: {bundle:#}");
         }
-        assert_eq!(bundle["events"][0]["comm"], "webpack");
-        assert!(text.contains("workshop stays"), "{bundle:#}");
-        assert_eq!(bundle["finding"]["entity"]["node"], bundle["events"][1]["node"]);
+    }
+
+    #[test]
+    fn what_a_reader_needs_survives_redaction() {
+        let mut bundle = bundle();
+        Redaction::of(&bundle).apply("", &mut bundle);
+        let (finding, events) = (&bundle["finding"], &bundle["events"]);
         assert_eq!(
-            bundle["finding"]["entity"]["workload"].as_str().map(|name| name.starts_with("Deployment/")),
-            Some(true)
+            (finding["pattern"].as_str(), events[0]["kind"].as_str()),
+            (Some("memory-limit-kill"), Some("exec"))
         );
+        assert_eq!(
+            (events[0]["detail"]["comm"].as_str(), events[0]["source"].as_str()),
+            (Some("webpack"), Some("ebpf"))
+        );
+        assert_eq!(events[1]["detail"]["source_port"], 80);
+        assert_eq!(finding["entity"]["node"], events[0]["node"], "the same name is the same everywhere");
+        assert_eq!(finding["entity"]["node"], bundle["status"]["incomplete"][0]["nodes"][0]);
+        let title = finding["title"].as_str().expect("a text");
+        assert!(
+            title.ends_with(&format!("on node {}", finding["entity"]["node"].as_str().expect("a name"))),
+            "{title}"
+        );
+        assert_eq!(finding["entity"]["workload"].as_str().map(|name| name.starts_with("Deployment/")), Some(true));
     }
 
     #[test]

@@ -9,10 +9,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
+use tapio_server::render;
+use tapio_wire::complain;
+
 use super::server::Failure;
 
 /// How long kubectl may take to reach the cluster.
 const START_LIMIT: Duration = Duration::from_secs(20);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 const SERVICE: &str = "service/tapio-server";
 const PORT: u16 = 9090;
 
@@ -77,16 +81,15 @@ impl Forward {
         command.arg(format!(":{PORT}")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let missing = |error| Failure::Unreachable(format!("the cluster: cannot run kubectl: {error}"));
         let mut forward = Self { child: command.spawn().map_err(missing)?, address: String::new() };
+        // Both are read on: kubectl writes a line for each connection, and may ask a person to log in.
+        let (last_words, end) = channel::<()>();
+        on_lines(forward.child.stderr.take(), move |line| {
+            let _ends_with_the_stream = &last_words;
+            complain!("kubectl: {}", render::clean(&line));
+        });
         let (first, heard) = channel();
-        if let Some(output) = forward.child.stdout.take() {
-            // It is read on: kubectl writes a line for each connection.
-            std::thread::spawn(move || {
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    // Only the first one is waited for.
-                    let _ = first.send(line);
-                }
-            });
-        }
+        // Only the first line is waited for.
+        on_lines(forward.child.stdout.take(), move |line| drop(first.send(line)));
         let why = match heard.recv_timeout(START_LIMIT) {
             Ok(line) => match address(&line) {
                 Some(address) => {
@@ -96,23 +99,25 @@ impl Forward {
                 None => line,
             },
             Err(RecvTimeoutError::Timeout) => format!("kubectl did not connect within {} s", START_LIMIT.as_secs()),
-            Err(RecvTimeoutError::Disconnected) => forward.complaint(),
+            Err(RecvTimeoutError::Disconnected) => {
+                // It says why before this does.
+                let _ = end.recv_timeout(LAST_WORDS);
+                "kubectl port-forward has ended".into()
+            }
         };
         Err(Failure::Unreachable(format!("{SERVICE} in namespace {}: {why}", arguments.tapio_namespace)))
     }
 
-    /// What kubectl said when it ended.
-    fn complaint(&mut self) -> String {
-        let mut text = String::new();
-        if let Some(error) = self.child.stderr.take() {
-            // What was read before an error is shown.
-            let _ = error.take(4096).read_to_string(&mut text);
-        }
-        match text.trim() {
-            "" => "kubectl port-forward ended".into(),
-            text => text.to_owned(),
-        }
+    /// Whether kubectl still listens.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
+}
+
+/// Calls `take` with each line until the stream ends, on a thread of its own.
+fn on_lines(stream: Option<impl Read + Send + 'static>, mut take: impl FnMut(String) + Send + 'static) {
+    let Some(stream) = stream else { return };
+    std::thread::spawn(move || BufReader::new(stream).lines().map_while(Result::ok).for_each(&mut take));
 }
 
 /// The address in `Forwarding from 127.0.0.1:40771 -> 9090`.

@@ -27,6 +27,7 @@ use server::{Failure, ServerAt};
 use tapio_server::render::{self, Style};
 use tapio_wire::complain;
 use tapio_wire::program::clock::now_ns;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Ask a tapio-server what died, why, and what to do about it.
 #[derive(Parser)]
@@ -119,16 +120,21 @@ fn main() -> ExitCode {
         true => Forward::start(&arguments.forward).map(Some),
         false => Ok(None),
     };
-    let outcome = match &forwarded {
-        Ok(forward) => {
-            if let Some(forward) = forward {
-                server.is_at(&forward.address);
-            }
-            runtime.block_on(run(arguments, &server))
+    let outcome = forwarded.and_then(|forward| match forward {
+        Some(forward) => {
+            server.is_at(&forward.address);
+            // kubectl must not be left behind.
+            runtime.block_on(async {
+                tokio::select! {
+                    outcome = run(arguments, &server, Some(forward)) => outcome,
+                    signal = ended_by() => Err(Failure::Other(format!("ended by {signal}"))),
+                }
+            })
         }
-        Err(_) => Ok(()),
-    };
-    let outcome = forwarded.and(outcome);
+        None => runtime.block_on(run(arguments, &server, None)),
+    });
+    // What an assistant asked is not waited for.
+    runtime.shutdown_background();
     if !server.is_complete() {
         server.complain();
     }
@@ -157,7 +163,18 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-async fn run(arguments: Arguments, server: &ServerAt) -> Result<(), Failure> {
+/// Waits for a signal that asks this program to end. Where none can be waited for it never returns.
+async fn ended_by() -> &'static str {
+    let terminated = signal(SignalKind::terminate()).ok().zip(signal(SignalKind::hangup()).ok());
+    let Some((mut terminate, mut hangup)) = terminated else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = hangup.recv() => "SIGHUP",
+    }
+}
+
+/// Runs one command. `forward` is there as long as it is asked through.
+async fn run(arguments: Arguments, server: &ServerAt, forward: Option<Forward>) -> Result<(), Failure> {
     let is_terminal = io::stdout().is_terminal();
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let style = Style {
@@ -182,7 +199,7 @@ async fn run(arguments: Arguments, server: &ServerAt) -> Result<(), Failure> {
             let status = server::status(&mut client, server).await?;
             print(&format.one(&render::status_value(&status)).unwrap_or_else(|| render::status(style, &status)))
         }
-        Command::Mcp => mcp::run(server, server.access_options()).await,
+        Command::Mcp => mcp::run(server, server.access_options(), forward).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "tapioctl", &mut script);

@@ -6,8 +6,10 @@
 //!
 //! Source: <https://modelcontextprotocol.io/specification/2025-06-18>.
 
+use std::io::Read;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, Implementation, JsonObject, ListToolsResult,
@@ -19,12 +21,16 @@ use serde_json::{Value, json};
 use tapio_server::findings::PatternSet;
 use tapio_server::render;
 
+use super::forward::Forward;
 use super::server::Failure;
 
 /// Bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
 /// Rows of a list that does not say how many it wants.
-const ROWS: &str = "100";
+const ROWS: u64 = 100;
+const ROWS_MAX: u64 = 1000;
+/// Within this time an answer has to come.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 const INSTRUCTIONS: &str = "Tapio explains failures in Kubernetes clusters from evidence: kernel events, Kubernetes events and systemd \
     units. Begin with `why` for a pod, workload, node or unit, or with `list_findings`. A finding says how sure it is; `possible` \
@@ -60,7 +66,7 @@ const NAMESPACE: Parameter = option("namespace", "--namespace", "Only pods in th
 const POD: Parameter = option("pod", "--pod", "A pod: its name, NAMESPACE/NAME or uid");
 const WORKLOAD: Parameter = option("workload", "--workload", "A workload, as Deployment/web, and its pods");
 const NODE: Parameter = option("node", "--node", "Only this node");
-const LIMIT: Parameter = option("limit", "--limit", "At most this many rows; default 100");
+const LIMIT: Parameter = option("limit", "--limit", "At most this many rows: 100 by default, up to 1000");
 
 const QUESTIONS: [Question; 6] = [
     Question {
@@ -157,11 +163,14 @@ impl Question {
         for parameter in self.parameters {
             let text = match given.get(parameter.name) {
                 Some(Value::String(text)) => text.clone(),
+                Some(Value::Number(number)) if parameter.name == "limit" => {
+                    number.as_u64().unwrap_or(ROWS).clamp(1, ROWS_MAX).to_string()
+                }
                 Some(Value::Number(number)) => number.to_string(),
                 None | Some(Value::Null) if parameter.option.is_none() => {
                     return Err(format!("{} needs {}", self.name, parameter.name));
                 }
-                None | Some(Value::Null) if parameter.name == "limit" => ROWS.to_owned(),
+                None | Some(Value::Null) if parameter.name == "limit" => ROWS.to_string(),
                 None | Some(Value::Null) => continue,
                 Some(_) => return Err(format!("{} is a text", parameter.name)),
             };
@@ -206,25 +215,45 @@ struct Assistant {
     server: String,
     /// The options of this run that say how to reach the server.
     access: Vec<String>,
+    /// By which the server is reached, where it is.
+    forward: Option<Mutex<Forward>>,
 }
 
 impl Assistant {
     async fn ask(&self, line: &[String]) -> Result<String, String> {
+        if let Some(forward) = &self.forward
+            && !forward.lock().unwrap_or_else(PoisonError::into_inner).is_running()
+        {
+            // Whoever listens at that address by now is somebody else.
+            return Err("the connection to the cluster has ended: start this program again".into());
+        }
         let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         let mut command = Command::new(program);
         command.args(["--color=never", &format!("--server={}", self.server)]).args(&self.access).args(line);
-        command.stdin(Stdio::null());
-        // It ends by itself: a request has its own limit of time.
-        let asked = tokio::task::spawn_blocking(move || command.output()).await;
-        let output = asked.map_err(|error| error.to_string())?.map_err(|error| format!("cannot ask: {error}"))?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
-        let (answer, said) = (cut(text(&output.stdout)), text(&output.stderr));
-        let clean = |text: &str| text.lines().map(render::clean).collect::<Vec<_>>().join("\n");
-        let both = [answer, clean(&said)].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n");
-        match output.status.code() {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| format!("cannot ask: {error}"))?;
+        let (output, complaint) = (child.stdout.take(), child.stderr.take());
+        let said = tokio::task::spawn_blocking(move || read(complaint));
+        let answer = tokio::task::spawn_blocking(move || read(output));
+        let asked = tokio::time::timeout(CALL_TIMEOUT, async { (answer.await, said.await) }).await;
+        // It has closed its output, or is to go now.
+        if asked.is_err() {
+            let _ = child.kill();
+        }
+        let status = child.wait().map_err(|error| error.to_string())?;
+        let Ok((answer, said)) = asked else {
+            return Err(format!("no answer within {} s", CALL_TIMEOUT.as_secs()));
+        };
+        let text = |read: Result<Vec<u8>, tokio::task::JoinError>| {
+            let bytes = read.unwrap_or_default();
+            String::from_utf8_lossy(&bytes).trim_end().lines().map(render::clean).collect::<Vec<_>>().join("\n")
+        };
+        let both = [cut(text(answer)), cut(text(said))];
+        let both = both.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n");
+        match status.code() {
             Some(0) if both.is_empty() => Ok("Nothing was found.".into()),
-            // 4: a server's part is missing, which the second part says.
-            Some(0 | 4) => Ok(both),
+            // 4: a server's part is missing, which the second part says. Without a code: the answer was longer than is read.
+            Some(0 | 4) | None => Ok(both),
             _ => Err(both),
         }
     }
@@ -240,10 +269,20 @@ impl Assistant {
     }
 }
 
+/// Reads a little more than an answer may have; whoever writes on is told so by a closed pipe.
+fn read(stream: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        // What came before an error is the answer.
+        let _ = stream.take(ANSWER_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
 fn cut(mut text: String) -> String {
     if text.len() > ANSWER_BYTES_MAX {
-        let end = text[..text.floor_char_boundary(ANSWER_BYTES_MAX)].rfind('\n').unwrap_or(0);
-        text.truncate(end);
+        let end = text.floor_char_boundary(ANSWER_BYTES_MAX);
+        text.truncate(text[..end].rfind('\n').unwrap_or(end));
         text.push_str("\n[cut here: ask for less, by a smaller limit or a narrower filter]");
     }
     text
@@ -280,8 +319,8 @@ impl ServerHandler for Assistant {
 }
 
 /// Runs `tapioctl mcp` until the assistant closes standard input.
-pub async fn run(server: &str, access: Vec<String>) -> Result<(), Failure> {
-    let assistant = Assistant { server: server.to_owned(), access };
+pub async fn run(server: &str, access: Vec<String>, forward: Option<Forward>) -> Result<(), Failure> {
+    let assistant = Assistant { server: server.to_owned(), access, forward: forward.map(Mutex::new) };
     let failed = |error: &dyn std::fmt::Display| Failure::Other(format!("the assistant's side: {error}"));
     let running = assistant.serve(rmcp::transport::stdio()).await.map_err(|error| failed(&error))?;
     running.waiting().await.map(drop).map_err(|error| failed(&error))
@@ -302,6 +341,8 @@ mod tests {
         assert_eq!(hostile, ["why", "--namespace=--help", "--", "--server=evil:1"]);
         let listed = line("list_findings", json!({"pod": "shop/web-0", "limit": 5})).expect("a line");
         assert_eq!(listed, ["findings", "--output", "json", "--pod=shop/web-0", "--limit=5"]);
+        let many = line("list_events", json!({"limit": 1_000_000})).expect("a line");
+        assert_eq!(many.last().map(String::as_str), Some("--limit=1000"));
     }
 
     #[test]
@@ -312,7 +353,9 @@ mod tests {
     }
 
     #[test]
-    fn a_long_answer_is_cut_at_a_line() {
+    fn a_long_answer_is_cut_at_a_line_if_any() {
+        let one = cut("é".repeat(ANSWER_BYTES_MAX));
+        assert!(one.len() > ANSWER_BYTES_MAX && one.contains("é\n[cut here"), "{}", one.len());
         let long = "a line\n".repeat(ANSWER_BYTES_MAX / 7 + 10);
         let shown = cut(long);
         assert!(shown.len() < ANSWER_BYTES_MAX + 100 && shown.contains("a line\n[cut here"), "{}", shown.len());

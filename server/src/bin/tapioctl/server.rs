@@ -132,7 +132,8 @@ impl ServerAt {
         ];
         let files = files.into_iter().filter_map(|(name, file)| Some(format!("{name}={}", file.as_ref()?.display())));
         let name = access.tls_server_name.iter().map(|name| format!("--tls-server-name={name}"));
-        files.chain(name).collect()
+        let complete = self.require_complete.then(|| "--require-complete".to_owned());
+        files.chain(name).chain(complete).collect()
     }
 
     /// Asks at this address, whatever was given.
