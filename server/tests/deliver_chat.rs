@@ -181,7 +181,9 @@ fn a_channel_hears_what_is_news_and_nothing_twice() {
     let only = OnlySection { severity: Some(Severity::High), ..OnlySection::default() };
     let url = format!("http://{}/services/T0/B0/secret", channel.address);
     let delivering = Delivering::to(|folder| {
-        Box::new(Chat::new("oncall", &ChatSection { only, ..url_file(folder, &url) }).expect("a good section"))
+        Box::new(
+            Chat::new("oncall", &ChatSection { only: only.clone(), ..url_file(folder, &url) }).expect("a good section"),
+        )
     });
     delivering.publish(finding("a1", "high"));
     delivering.publish(finding("b2", "medium"));
@@ -212,7 +214,7 @@ fn a_channel_hears_what_is_news_and_nothing_twice() {
     delivering.until_quiet(7);
     let (store, folder) = (Arc::clone(&delivering.store), delivering.folder().to_owned());
     delivering.deliverer.stop();
-    let chat = Chat::new("oncall", &url_file(&folder, &url)).expect("a good section");
+    let chat = Chat::new("oncall", &ChatSection { only, ..url_file(&folder, &url) }).expect("a good section");
     let next = Delivering::with(store, &folder, Box::new(chat));
     next.publish(Finding { summary: "more of it".into(), revision: 2, ..finding("d4", "high") });
     until("it is delivered", || (next.deliverer.status().remove(0).delivered >= 1).then_some(()));
