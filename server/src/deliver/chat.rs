@@ -126,7 +126,12 @@ impl Chat {
         about.retain(|part| !part.is_empty());
         let page = self.section.page_url.as_ref();
         let link = page.map(|page| format!("{}/f/{}", page.trim_end_matches('/'), finding.id));
-        Message { heading: cut(&heading, HEADING_MAX), text: cut(&text, TEXT_MAX), about: about.join(" · "), link }
+        Message {
+            heading: cut(&heading, HEADING_MAX - 1),
+            text: cut(&text, TEXT_MAX - 1),
+            about: about.join(" · "),
+            link,
+        }
     }
 
     async fn post(&self, delivery: &Delivery) -> Result<(), SinkError> {
@@ -164,12 +169,31 @@ fn cut(text: &str, characters_max: usize) -> String {
     }
 }
 
+/// Escapes the characters by which Slack's texts mention people and link, within a length that Slack takes.
+fn escaped(text: &str, characters_max: usize) -> String {
+    let mut out = String::new();
+    let mut left = characters_max - 1;
+    for letter in text.chars() {
+        let mut own = [0; 4];
+        let piece = match letter {
+            '&' => "&amp;",
+            '<' => "&lt;",
+            '>' => "&gt;",
+            letter => letter.encode_utf8(&mut own),
+        };
+        let length = piece.chars().count();
+        if length > left {
+            out.push('…');
+            break;
+        }
+        left -= length;
+        out.push_str(piece);
+    }
+    out
+}
+
 fn slack(message: &Message) -> Value {
-    // The three characters by which Slack's texts mention people and link.
-    let plain = |text: &str, max: usize| {
-        let escaped = cut(text, max).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-        json!({"type": "plain_text", "text": escaped, "emoji": false})
-    };
+    let plain = |text: &str, max: usize| json!({"type": "plain_text", "text": escaped(text, max), "emoji": false});
     let mut blocks = vec![json!({"type": "header", "text": plain(&message.heading, HEADING_MAX)})];
     if !message.text.is_empty() {
         blocks.push(json!({"type": "section", "text": plain(&message.text, TEXT_MAX)}));
@@ -281,7 +305,11 @@ mod tests {
     fn texts_are_cut_to_what_a_chat_takes() {
         let long = Finding { title: "é".repeat(400), summary: "w".repeat(9000), ..hostile() };
         let message = chat(None).message(&long, false);
-        assert_eq!((message.heading.chars().count(), message.text.chars().count()), (HEADING_MAX, TEXT_MAX));
+        assert_eq!((message.heading.chars().count(), message.text.chars().count()), (HEADING_MAX - 1, TEXT_MAX - 1));
+        // Escapes count too, and none is cut in two.
+        let heading = escaped(&"<".repeat(100), HEADING_MAX);
+        assert!(heading.chars().count() <= HEADING_MAX && heading.ends_with("&lt;…"), "{heading}");
+        assert_eq!(escaped("a & b", HEADING_MAX), "a &amp; b");
         assert_eq!(cut("abc", 3), "abc");
         assert_eq!(cut("abcd", 3), "ab…");
     }

@@ -12,8 +12,8 @@ use std::sync::{Arc, OnceLock};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tapio_wire::program::tls::{ClientFiles, TlsError, Watched};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 
 use super::SinkError;
 use super::config::Address;
+use crate::remote::{machine_roots, trusting};
 
 /// How to post, and as whom.
 pub(super) struct Client {
@@ -145,16 +146,7 @@ impl Client {
 
 /// Trusts the machine's CAs.
 fn machine_tls() -> Result<ClientConfig, String> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
-        return Err(format!("this machine has no CA certificates{why}; name a ca, or install ca-certificates"));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut config = builder.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth();
+    let mut config = trusting(machine_roots()?).map_err(|error| error.to_string())?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

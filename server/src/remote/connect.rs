@@ -99,9 +99,9 @@ impl HttpConnector for Connector {
 }
 
 fn tls(ca: Option<&Path>) -> Result<ClientConfig, io::Error> {
-    let mut roots = RootCertStore::empty();
-    match ca {
+    let roots = match ca {
         Some(path) => {
+            let mut roots = RootCertStore::empty();
             let unusable = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
             for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unusable(&error))? {
                 let certificate = certificate.map_err(|error| unusable(&error))?;
@@ -110,14 +110,31 @@ fn tls(ca: Option<&Path>) -> Result<ClientConfig, io::Error> {
             if roots.is_empty() {
                 return Err(unusable(&"it holds no certificate in PEM form"));
             }
+            roots
         }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
+        // Without any, what is not `http://` is not trusted.
+        None => machine_roots().unwrap_or_else(|_| RootCertStore::empty()),
+    };
+    trusting(roots).map_err(io::Error::other)
+}
+
+/// The CA certificates of this machine; where it has none, why.
+pub fn machine_roots() -> Result<RootCertStore, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
+        return Err(format!("this machine has no CA certificates{why}; name a ca, or install ca-certificates"));
     }
+    Ok(roots)
+}
+
+/// TLS of a client that trusts these and shows no certificate.
+pub fn trusting(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    Ok(builder.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth())
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 #[derive(Debug)]

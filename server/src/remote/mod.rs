@@ -36,6 +36,7 @@ use std::path::PathBuf;
 use crate::parquet::ExportError;
 
 pub use config::{RemoteSection, is_name, is_url};
+pub(crate) use connect::{machine_roots, trusting};
 pub use fetch::{CACHE_BYTES_DEFAULT, Fetch, Fetched, View};
 pub use history::History;
 pub use listing::Label;

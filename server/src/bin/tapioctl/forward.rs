@@ -45,7 +45,7 @@ impl ForwardArguments {
 }
 
 /// Whether kubectl runs this program as a command of its own.
-pub fn is_plugin(program: &str) -> bool {
+fn is_plugin(program: &str) -> bool {
     let name = Path::new(program).file_stem().and_then(|name| name.to_str()).unwrap_or_default();
     matches!(name, "kubectl-tapio" | "kubectl_tapio")
 }

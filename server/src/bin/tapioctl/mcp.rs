@@ -162,10 +162,12 @@ impl Question {
         let mut subject = None;
         for parameter in self.parameters {
             let text = match given.get(parameter.name) {
-                Some(Value::String(text)) => text.clone(),
-                Some(Value::Number(number)) if parameter.name == "limit" => {
-                    number.as_u64().unwrap_or(ROWS).clamp(1, ROWS_MAX).to_string()
+                Some(value @ (Value::String(_) | Value::Number(_))) if parameter.name == "limit" => {
+                    let rows = value.as_u64().or_else(|| value.as_str()?.parse().ok());
+                    let rows = rows.ok_or_else(|| format!("limit is a number from 1 to {ROWS_MAX}"))?;
+                    rows.clamp(1, ROWS_MAX).to_string()
                 }
+                Some(Value::String(text)) => text.clone(),
                 Some(Value::Number(number)) => number.to_string(),
                 None | Some(Value::Null) if parameter.option.is_none() => {
                     return Err(format!("{} needs {}", self.name, parameter.name));
@@ -211,11 +213,11 @@ fn patterns() -> Result<String, String> {
 
 /// Answers an assistant.
 struct Assistant {
-    /// Where questions go, as this program was told.
+    /// The server's address, as in `--server`.
     server: String,
     /// The options of this run that say how to reach the server.
     access: Vec<String>,
-    /// By which the server is reached, where it is.
+    /// The forwarded port that leads to the server, if there is one.
     forward: Option<Mutex<Forward>>,
 }
 
@@ -269,7 +271,7 @@ impl Assistant {
     }
 }
 
-/// Reads a little more than an answer may have; whoever writes on is told so by a closed pipe.
+/// Reads one byte more than an answer may have, then closes the pipe: a program that writes more ends.
 fn read(stream: Option<impl Read>) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
@@ -341,14 +343,17 @@ mod tests {
         assert_eq!(hostile, ["why", "--namespace=--help", "--", "--server=evil:1"]);
         let listed = line("list_findings", json!({"pod": "shop/web-0", "limit": 5})).expect("a line");
         assert_eq!(listed, ["findings", "--output", "json", "--pod=shop/web-0", "--limit=5"]);
-        let many = line("list_events", json!({"limit": 1_000_000})).expect("a line");
-        assert_eq!(many.last().map(String::as_str), Some("--limit=1000"));
+        for many in [json!(1_000_000), json!("1000000")] {
+            let line = line("list_events", json!({"limit": many})).expect("a line");
+            assert_eq!(line.last().map(String::as_str), Some("--limit=1000"));
+        }
     }
 
     #[test]
     fn bad_arguments_are_explained() {
         assert_eq!(line("why", json!({})), Err("why needs subject".into()));
         assert_eq!(line("status", json!({"x": 1})), Err("status has no parameter x".into()));
+        assert_eq!(line("list_events", json!({"limit": "all"})), Err("limit is a number from 1 to 1000".into()));
         assert_eq!(line("get_finding", json!({"id": ["a"]})), Err("id is a text".into()));
     }
 
