@@ -75,6 +75,11 @@ fn two_servers_with_a_part_each_find_the_same() {
     stand(&tapio, &found);
     println!("with a new log: {} findings, alike from both servers", found.len());
 
+    found.push(kill_without_both(&tapio, &namespace));
+    nothing_is_sent_again(&tapio);
+    stand(&tapio, &found);
+    println!("after a server and NATS at once, under load: {} findings, alike from both servers", found.len());
+
     let status = collector.stop().unwrap_or_else(|error| panic!("{error}"));
     assert!(status.is_some_and(|status| status.success()), "{status:?}: {}", collector.output());
     drop((namespace, elsewhere));
@@ -202,6 +207,19 @@ fn kill(tapio: &Tapio, namespace: &Namespace, name: &str) -> Value {
     namespace.delete("deployment", name);
     let found = tapio.found_alike(SERVERS, "memory-limit-kill", is_named(&of_it));
     println!("{} from both: {}", found["id"], found["title"]);
+    found
+}
+
+/// Deletes NATS's pod and that of the server which the node ships to at once, and has a container killed before they are back.
+fn kill_without_both(tapio: &Tapio, namespace: &Namespace) -> Value {
+    let node = setting("TAPIO_TEST_NODE");
+    let of_node = await_that("a server of the node", |seen| shipped_to(tapio, seen).remove(&node));
+    kubectl(&["-n", NAMESPACE, "delete", "pod", &of_node, "tapio-nats-0", "--wait=false"]).expect("deleted");
+    let found = kill(tapio, namespace, "without-both");
+    for what in [NATS, SERVER] {
+        tapio.rolled_out(what);
+    }
+    alone_are(tapio, 0);
     found
 }
 

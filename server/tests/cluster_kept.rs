@@ -62,3 +62,47 @@ fn a_server_that_joins_knows_what_the_log_has_forgotten() {
     });
     assert!(after > before && after - before <= 3, "{before} {after}");
 }
+
+/// The log is lost after a server and its archive are: what rests on that archive is kept by the findings of the other one alone.
+#[test]
+fn a_new_log_keeps_what_lost_archives_had() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (first, mut second) = deaths();
+    let a = Member::begin_with(section(&nats, "a"), timing());
+    let b = Member::begin_with(section(&nats, "b"), timing());
+    a.deliver(&first);
+    b.deliver(&second);
+    settle(&[&a, &b]);
+    let mut known = by_id(&b.findings());
+    assert!(!known.is_empty());
+    drop(a);
+    let c = Member::begin_with(section(&nats, "c"), timing());
+    until_as(&c, &known);
+
+    nats.restart_empty();
+    settle(&[&b, &c]);
+    until_as(&b, &known);
+    until_as(&c, &known);
+    let entity = second.kube_container("Deployment/late", "shop/late-0", "late");
+    let before = second.frames.len();
+    second.limit_kill(entity, 100, 8000 * SECOND);
+    b.deliver_part(&second, before..second.frames.len());
+    settle(&[&b, &c]);
+    known = by_id(&b.findings());
+
+    drop(c);
+    nats.kill();
+    nats.restart();
+    let d = Member::begin_with(section(&nats, "d"), timing());
+    settle(&[&b, &d]);
+    until_as(&b, &known);
+    until_as(&d, &known);
+
+    // A server that joins before there is a leader finds nothing kept yet.
+    drop(d);
+    nats.restart_empty();
+    let e = Member::begin_with(section(&nats, "e"), timing());
+    settle(&[&b, &e]);
+    until_as(&b, &known);
+    until_as(&e, &known);
+}

@@ -1,7 +1,7 @@
 //! Findings that outlive the servers' log.
 //!
-//! What enters: the stream in which the leader keeps the last version of each finding. What leaves: what is older than the log. What
-//! must hold: what the log itself still says is found by reading it, and never taken from here.
+//! What enters: the stream in which the leader keeps the last version of each finding. What leaves: what is older than the log, also
+//! where the leader writes it later, into a stream that was lost. What must hold: what the log itself still says is found by reading it, and never taken from here.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use prost::Message as _;
 use tapio_wire::service::Finding;
 
 use super::log::{self, LogError};
+use super::reader::Position;
 
 /// How long the next kept finding may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,20 +23,44 @@ fn failed(error: &dyn std::fmt::Display) -> LogError {
 ///
 /// # Errors
 /// [`LogError::JetStream`] when the stream cannot be read to its end.
-pub(crate) async fn read_all(stream: &Stream, mut take: impl FnMut(Finding)) -> Result<(), LogError> {
-    let info = stream.get_info().await.map_err(|error| failed(&error))?;
-    if info.state.messages == 0 {
-        return Ok(());
+pub(crate) async fn read_all(stream: &Stream, take: impl FnMut(Finding)) -> Result<(), LogError> {
+    Kept { stream: stream.clone(), position: None }.read_on(take).await
+}
+
+/// The kept findings, and how far they were read.
+pub(super) struct Kept {
+    stream: Stream,
+    position: Option<Position>,
+}
+
+impl Kept {
+    /// From the beginning on.
+    pub fn new(stream: Stream) -> Self {
+        Self { stream, position: None }
     }
-    let mut messages = log::read_from(stream, 0).await?;
-    loop {
-        let message = log::next_within(&mut messages, READ_TIMEOUT).await.map_err(|error| failed(&error))?;
-        let seq = message.info().map_err(|error| failed(&error))?.stream_sequence;
-        if let Ok(finding) = Finding::decode(message.payload.clone()) {
-            take(finding);
-        }
-        if seq >= info.state.last_sequence {
+
+    /// Reads what was kept since the last call. Whoever drops the future goes on with the next message.
+    ///
+    /// # Errors
+    /// [`LogError::JetStream`] when the stream cannot be read to its end.
+    pub async fn read_on(&mut self, mut take: impl FnMut(Finding)) -> Result<(), LogError> {
+        let info = self.stream.get_info().await.map_err(|error| failed(&error))?;
+        let (created_ns, last_seq) = (info.created.unix_timestamp_nanos(), info.state.last_sequence);
+        let known = self.position.filter(|at| at.created_ns == created_ns && at.seq <= last_seq).map_or(0, |at| at.seq);
+        if info.state.messages == 0 || known == last_seq {
             return Ok(());
+        }
+        let mut messages = log::read_from(&self.stream, known + 1).await?;
+        loop {
+            let message = log::next_within(&mut messages, READ_TIMEOUT).await.map_err(|error| failed(&error))?;
+            let seq = message.info().map_err(|error| failed(&error))?.stream_sequence;
+            if let Ok(finding) = Finding::decode(message.payload.clone()) {
+                take(finding);
+            }
+            self.position = Some(Position { created_ns, seq });
+            if seq >= last_seq {
+                return Ok(());
+            }
         }
     }
 }

@@ -13,12 +13,13 @@ use futures::StreamExt;
 use tokio::sync::watch;
 
 use super::config::ClusterSection;
-use super::kept;
+use super::kept::Kept;
 use super::link::Link;
-use super::log::{self, Log};
+use super::log::{self, Log, LogError};
 use super::losses::{DELETED, is_rechecked};
 use crate::correlate::batch::{Batch, BatchError};
 use crate::correlate::{BusClosed, InProcessBus, LogUpdate, Message};
+use tapio_wire::service::Finding;
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -45,10 +46,10 @@ impl From<BusClosed> for End {
 
 /// Where in which log it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Position {
+pub(super) struct Position {
     /// When the log was made.
-    created_ns: i128,
-    seq: u64,
+    pub created_ns: i128,
+    pub seq: u64,
 }
 
 /// Where reading begins, and up to which message the log was written by then.
@@ -64,6 +65,10 @@ fn begins_ns(info: &Info) -> u64 {
         0 => u64::MAX,
         _ => info.state.first_timestamp.unix_timestamp_nanos() as u64,
     }
+}
+
+fn warn_of_kept(error: &LogError) {
+    tracing::warn!(%error, "cannot read findings that are older than the servers' log");
 }
 
 /// Messages that are deleted from the middle of a log.
@@ -88,6 +93,7 @@ pub struct Reader {
     has_other_versions: bool,
     /// When the archive was last asked because of a damaged message.
     damaged_at: Option<Instant>,
+    kept: Option<Kept>,
 }
 
 impl Reader {
@@ -104,6 +110,7 @@ impl Reader {
             missed_ns: None,
             has_other_versions: false,
             damaged_at: None,
+            kept: None,
         }
     }
 
@@ -197,6 +204,7 @@ impl Reader {
                     if self.lacks_more(&info) {
                         return Ok(());
                     }
+                    self.follow_kept(begins_ns(&info)).await?;
                     continue;
                 }
             };
@@ -369,23 +377,47 @@ impl Reader {
     }
 
     /// Takes in findings that are older than what the log says. Without them it is only less that is known.
-    async fn read_kept(&self, log: &Log, info: &Info) -> Result<(), End> {
+    async fn read_kept(&mut self, log: &Log, info: &Info) -> Result<(), End> {
         let begins_ns = begins_ns(info);
-        let mut passed_on = Ok(());
-        let reading = async {
-            let stream = log.ensure_findings().await?;
-            kept::read_all(&stream, |finding| {
-                // A state goes on, whenever it began.
-                self.link.messages_read.fetch_add(1, Ordering::Relaxed);
-                if passed_on.is_ok() && (finding.ongoing || finding.ended_ns < begins_ns) {
-                    passed_on = self.send(LogUpdate::Kept(Box::new(finding)));
-                }
-            })
-            .await
-        };
-        if let Err(error) = reading.await {
-            tracing::warn!(%error, "cannot read findings that are older than the servers' log");
+        self.kept = None;
+        match log.ensure_findings().await {
+            // A state goes on, whenever it began.
+            Ok(stream) => {
+                let is_older = |finding: &Finding| finding.ongoing || finding.ended_ns < begins_ns;
+                self.take_kept(Kept::new(stream), Duration::MAX, is_older).await
+            }
+            Err(error) => {
+                warn_of_kept(&error);
+                Ok(())
+            }
         }
+    }
+
+    /// Takes in what a leader keeps later: where NATS lost everything, only after it has become the leader.
+    async fn follow_kept(&mut self, begins_ns: u64) -> Result<(), End> {
+        let Some(kept) = self.kept.take_if(|_| self.link.is_caught_up()) else { return Ok(()) };
+        let began_ns = |finding: &Finding| if finding.ongoing { finding.started_ns } else { finding.ended_ns };
+        self.take_kept(kept, LOOK_INTERVAL, |finding| began_ns(finding) < begins_ns).await
+    }
+
+    /// Passes kept findings on for as long as `limit`; the next call goes on.
+    async fn take_kept(
+        &mut self,
+        mut kept: Kept,
+        limit: Duration,
+        is_meant: impl Fn(&Finding) -> bool,
+    ) -> Result<(), End> {
+        let mut passed_on = Ok(());
+        let reading = kept.read_on(|finding| {
+            self.link.messages_read.fetch_add(1, Ordering::Relaxed);
+            if passed_on.is_ok() && is_meant(&finding) {
+                passed_on = self.send(LogUpdate::Kept(Box::new(finding)));
+            }
+        });
+        if let Ok(Err(error)) = tokio::time::timeout(limit, reading).await {
+            warn_of_kept(&error);
+        }
+        self.kept = Some(kept);
         Ok(passed_on?)
     }
 

@@ -167,6 +167,8 @@ impl Writer {
     async fn lead(&self, term: &Term) -> Result<(), LogError> {
         let log = Log::connect(&self.config, Duration::ZERO, &self.connections).await?;
         let stream = log.ensure_findings().await?;
+        let created = async || Ok::<_, LogError>(stream.get_info().await.map_err(|error| failed(&error))?.created);
+        let made_at = created().await?;
         let mut written = Written { hasher: RandomState::default(), contents: HashMap::new() };
         read_kept(&stream, |finding| {
             let content = written.content(&finding);
@@ -174,7 +176,7 @@ impl Writer {
         })
         .await?;
         let (mut changes, _) = self.store.watch();
-        let (mut seen_ns, mut is_behind) = (0, true);
+        let (mut seen_ns, mut is_behind, mut has_paused) = (0, true, false);
         while term.is_valid_now() {
             if !self.may_write(term) {
                 if self.link.frozen.load(Ordering::Acquire) {
@@ -183,8 +185,12 @@ impl Writer {
                 }
                 // Whether the term is valid still is to be looked at.
                 let _ = timeout(LOOK_INTERVAL, self.link.confirmed()).await;
-                is_behind = true;
+                (is_behind, has_paused) = (true, true);
                 continue;
+            }
+            if std::mem::take(&mut has_paused) && created().await? != made_at {
+                // NATS has lost what was written: it is written again, within the same term too.
+                return Ok(());
             }
             let news = match std::mem::take(&mut is_behind) {
                 true => self.store.changed_after(seen_ns),
