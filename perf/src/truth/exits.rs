@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::scenario::{Caused, Scenario};
-use super::stage::{Pids, Stage};
+use super::stage::{ContainerCgroups, Pids, Stage};
 use crate::clock::pause;
 use crate::error::{Context, Error};
 use crate::inject::cgroup::Cgroup;
@@ -13,6 +13,8 @@ use crate::inject::{Fault, crash};
 
 const LOOP: &[&str] = &["crash-loop"];
 const ERROR: &[&str] = &["exited-with-error"];
+const CHILD_OOM: &[&str] = &["child-oom-exit"];
+const ROLE: &str = "a program with a runtime's name";
 const FORMS: &str = "forms of a cgroup's path";
 const FAIL: &str = "sleep 0.2; exit 1";
 
@@ -51,6 +53,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("exits-3-four-times", "crash loop", |stage| stage.inject(Fault::Exit), LOOP),
     Scenario::new("exits-1-three-times-shared-pid-namespace", "first process is not pid 1", shared_loop, LOOP),
     Scenario::new("exits-1", "exit", |stage| script(stage, FAIL), ERROR),
+    Scenario::new("entry-point-called-runc-exits-1", ROLE, |stage| called(stage, "runc", FAIL), ERROR),
+    Scenario::new("entry-point-called-crun-is-killed-for-memory", ROLE, |stage| called_eats(stage, "crun"), CHILD_OOM),
     Scenario {
         says: &["not found"],
         ..Scenario::new(
@@ -164,6 +168,24 @@ fn oom_later(stage: &mut Stage) -> Result<Caused, Error> {
 fn script(stage: &mut Stage, script: &str) -> Result<Caused, Error> {
     let cgroups = stage.cgroups(None)?;
     stage.play_out(&cgroups, Pids::Own, script)
+}
+
+/// A container whose image has an entry point of this name.
+fn called(stage: &mut Stage, name: &str, script: &str) -> Result<Caused, Error> {
+    let cgroups = stage.cgroups(None)?;
+    called_in(stage, &cgroups, name, script)
+}
+
+fn called_in(stage: &Stage, cgroups: &ContainerCgroups, name: &str, script: &str) -> Result<Caused, Error> {
+    let mut actor = stage.start_as(cgroups, Pids::Own, &stage.shell(name)?, script)?;
+    actor.wait_end()?;
+    Ok(cgroups.caused(&[&actor]))
+}
+
+/// The same, with a child of it that its limit kills.
+fn called_eats(stage: &mut Stage, name: &str) -> Result<Caused, Error> {
+    let cgroups = stage.cgroups(Some(32))?;
+    called_in(stage, &cgroups, name, &format!("{}; exit 137", stage.eat(64)))
 }
 
 fn abort(stage: &mut Stage) -> Result<Caused, Error> {

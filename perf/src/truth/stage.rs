@@ -203,6 +203,26 @@ impl Stage {
 
     /// Starts a container whose first process is a shell with this script.
     pub fn start(&self, cgroups: &ContainerCgroups, pids: Pids, script: &str) -> Result<Actor, Error> {
+        self.start_as(cgroups, pids, Path::new("/bin/sh"), script)
+    }
+
+    /// A shell under another name.
+    pub fn shell(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.folder.path().join(name);
+        if !path.exists() {
+            fs::copy("/bin/sh", &path).context(|| format!("write {}", path.display()))?;
+        }
+        Ok(path)
+    }
+
+    /// Starts a container whose first process is this shell with a script.
+    pub fn start_as(
+        &self,
+        cgroups: &ContainerCgroups,
+        pids: Pids,
+        program: &Path,
+        script: &str,
+    ) -> Result<Actor, Error> {
         let launcher: &[&str] = if ignores_interrupts() { &["/usr/bin/env", "--default-signal"] } else { &[] };
         let holder;
         let shell: &[&str] = match pids {
@@ -218,7 +238,7 @@ impl Stage {
         command.args(&words[1..]);
         let v1 = cgroups.v1.as_ref().map(|v1| v1.path().join("cgroup.procs")).unwrap_or_default();
         let v2 = cgroups.v2.path().join("cgroup.procs");
-        command.args(["-c", ENTER, "enter"]).arg(&v2).arg(v1).args(["/bin/sh", "-c", script]);
+        command.args(["-c", ENTER, "enter"]).arg(&v2).arg(v1).arg(program).args(["-c", script]);
         let log = self.folder.path().join("actor.log");
         let mut actor = Actor { process: Process::spawn("a container", command, log)?, pid: 0 };
         actor.pid = wait_for("a container's first process", START_LIMIT, |seen| {
@@ -276,11 +296,7 @@ impl Stage {
     pub fn host(&self, comm: &str, cgroup: Option<&str>, script: &str) -> Result<(), Error> {
         let mut shells = Vec::new();
         for name in comm.split('/') {
-            let path = self.folder.path().join(name);
-            if !path.exists() {
-                fs::copy("/bin/sh", &path).context(|| format!("write {}", path.display()))?;
-            }
-            shells.push(path);
+            shells.push(self.shell(name)?);
         }
         let (path, children) = (shells[0].clone(), &shells[1..]);
         let home = cgroup.map(|path| Cgroup::create(&self.hierarchies.v2, path, false)).transpose()?;

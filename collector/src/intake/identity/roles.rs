@@ -15,8 +15,10 @@ use super::scan::is_same_start;
 
 /// Containers remembered.
 const CONTAINERS_MAX: usize = 65_536;
-/// Processes of one container that are known to have entered it later.
+/// Processes of one container that are known to have entered it later, and those that have a runtime's name.
 const SESSIONS_MAX: usize = 64;
+/// A runtime's stage becomes the program before that. What has its name for longer is the program.
+const STAGE_MAX_NS: u64 = 60_000_000_000;
 
 /// A program that replaced a process's image.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,8 @@ struct First {
     is_launcher: bool,
     /// It was found by the name of a runtime's stage, and has not become the program yet.
     is_stage: bool,
+    /// It was started by that name in the container, or has had it for long: a stage only gives itself a name.
+    is_program: bool,
     has_ended: bool,
 }
 
@@ -50,6 +54,8 @@ struct First {
 struct Container {
     first: Option<First>,
     sessions: Vec<u32>,
+    /// Programs that were started in it and are called as a runtime.
+    namesakes: Vec<u32>,
     /// True if its beginning was seen: the first process that comes is its first.
     is_new: bool,
 }
@@ -65,9 +71,25 @@ fn is_sandbox(comm: &str) -> bool {
     matches!(comm, "pause" | "pod")
 }
 
-/// Programs of runtimes that prepare a container from inside: runc's second stage is called `runc:[2:INIT]`.
+/// Names that stages of a runtime give themselves: runc's second one is called `runc:[2:INIT]`.
+fn is_stages_own_name(comm: &str) -> bool {
+    comm.starts_with("runc:[")
+}
+
+/// Names of programs of runtimes that prepare a container from inside. crun's stage is a copy that crun forks from itself, and is started
+/// in no container; a program of a container may have that name all the same.
 fn is_runtime_stage(comm: &str) -> bool {
-    comm.starts_with("runc:[") || matches!(comm, "runc" | "crun" | "youki")
+    is_stages_own_name(comm) || matches!(comm, "runc" | "crun" | "youki")
+}
+
+/// Adds one of at most [`SESSIONS_MAX`], for which the oldest makes room.
+fn note(known: &mut Vec<u32>, pid: u32) {
+    if !known.contains(&pid) {
+        if known.len() == SESSIONS_MAX {
+            known.remove(0);
+        }
+        known.push(pid);
+    }
 }
 
 impl Roles {
@@ -92,14 +114,21 @@ impl Roles {
         }
     }
 
-    /// What a scan found: `first` came from outside and is the oldest that did, `sessions` came later.
-    pub fn scanned(&mut self, container: EntityId, first: Started<'_>, sessions: impl Iterator<Item = u32>) {
+    /// What a scan at `now_ns` found: `first` came from outside and is the oldest that did, `sessions` came later.
+    pub fn scanned(
+        &mut self,
+        container: EntityId,
+        first: Started<'_>,
+        sessions: impl Iterator<Item = u32>,
+        now_ns: u64,
+    ) {
         if self.containers.len() >= CONTAINERS_MAX {
             return;
         }
         let known = self.containers.entry(container).or_default();
         if known.first.is_none() {
-            known.first = Some(first_of(&first));
+            let is_program = now_ns.saturating_sub(first.start_time_ns) > STAGE_MAX_NS;
+            known.first = Some(First { is_program, ..first_of(&first) });
             known.sessions.extend(sessions.take(SESSIONS_MAX));
         }
     }
@@ -116,7 +145,7 @@ impl Roles {
         };
         match &mut known.first {
             None if !known.is_new => Role::Unknown,
-            None if is_runtime_stage(started.comm) => Role::Runtime,
+            None if is_stages_own_name(started.comm) => Role::Runtime,
             None if started.parent_inside => Role::Unknown,
             None => {
                 let first = first_of(&started);
@@ -132,6 +161,11 @@ impl Roles {
                 *first = First { is_launcher: false, ..first_of(&started) };
                 first.role
             }
+            // What was taken for the program was a stage of the runtime after all: this one is the init of the pid namespace.
+            Some(first) if first.is_stage && !started.parent_inside && started.ns_pid == 1 => {
+                *first = first_of(&started);
+                first.role
+            }
             // A container does not outlive its first process: what ended was a stage of the runtime under another name. runc
             // may be in the cgroup already when it replaces its own image by a copy of itself.
             Some(first) if first.has_ended && !started.parent_inside && !is_runtime_stage(started.comm) => {
@@ -140,18 +174,18 @@ impl Roles {
                 first.role
             }
             Some(_) if !started.parent_inside || known.sessions.contains(&started.parent_pid) => {
-                if is_runtime_stage(started.comm) {
+                if is_stages_own_name(started.comm) {
                     return Role::Runtime;
                 }
-                if !known.sessions.contains(&started.pid) {
-                    if known.sessions.len() == SESSIONS_MAX {
-                        known.sessions.remove(0);
-                    }
-                    known.sessions.push(started.pid);
-                }
+                note(&mut known.sessions, started.pid);
                 Role::Session
             }
-            Some(_) => Role::Member,
+            Some(_) => {
+                if is_runtime_stage(started.comm) {
+                    note(&mut known.namesakes, started.pid);
+                }
+                Role::Member
+            }
         }
     }
 
@@ -163,7 +197,16 @@ impl Roles {
         match known.first {
             // What it calls itself later is a name that anybody can take.
             Some(first) if first.pid == pid && !first.is_stage => first.role,
-            _ if is_runtime_stage(comm) => Role::Runtime,
+            _ if is_stages_own_name(comm) => Role::Runtime,
+            Some(first) if first.pid == pid && first.is_program => first.role,
+            _ if known.namesakes.contains(&pid) => Role::Member,
+            Some(first) if is_runtime_stage(comm) && (first.pid == pid || first.pid != parent_pid) => {
+                match known.sessions.contains(&pid) {
+                    true => Role::Session,
+                    false => Role::Runtime,
+                }
+            }
+            None if is_runtime_stage(comm) => Role::Runtime,
             Some(first) if first.pid == pid => first.role,
             _ if known.sessions.contains(&pid) || parent_pid != 0 && known.sessions.contains(&parent_pid) => {
                 Role::Session
@@ -180,6 +223,7 @@ impl Roles {
             return role;
         };
         known.sessions.retain(|&session| session != pid);
+        known.namesakes.retain(|&namesake| namesake != pid);
         match &mut known.first {
             // Times differ where the process id was taken again by another process since.
             Some(first) if first.pid == pid && is_same_start(first.start_time_ns, start_time_ns) => {
@@ -205,6 +249,7 @@ fn first_of(started: &Started<'_>) -> First {
         role,
         is_launcher: is_launcher(started),
         is_stage: is_runtime_stage(started.comm),
+        is_program: !is_stages_own_name(started.comm),
         has_ended: false,
     }
 }
@@ -249,10 +294,42 @@ mod tests {
         }
         // The collector started while the runtime prepared the container.
         let mut roles = Roles::default();
-        roles.scanned(BOX, started(10, 1, false, "runc:[2:INIT]"), [].into_iter());
+        roles.scanned(BOX, started(10, 1, false, "runc:[2:INIT]"), [].into_iter(), 20_000);
         assert_eq!(roles.of(BOX, 10, 1, "runc:[2:INIT]"), Role::Runtime);
         assert_eq!(roles.exec(BOX, started(10, 1, false, "app")), Role::First);
         assert_eq!(roles.exit(BOX, 10, 10_000, 1, "runc"), Role::First);
+    }
+
+    #[test]
+    fn a_program_started_as_runc_is_the_containers_own() {
+        for name in ["runc", "crun", "youki"] {
+            let mut roles = Roles::default();
+            roles.made(BOX);
+            assert_eq!(roles.exec(BOX, started(10, 1, false, name)), Role::First, "its image has such an entry point");
+            assert_eq!(roles.of(BOX, 10, 1, name), Role::First);
+            assert_eq!(roles.exec(BOX, started(11, 10, true, name)), Role::Member, "its child");
+            assert_eq!((roles.of(BOX, 11, 0, name), roles.of(BOX, 12, 10, name)), (Role::Member, Role::Member));
+            assert_eq!(roles.exec(BOX, started(20, 3, false, name)), Role::Session, "kubectl exec");
+            assert_eq!(roles.of(BOX, 20, 3, name), Role::Session);
+            assert_eq!(roles.of(BOX, 30, 3, name), Role::Runtime, "a stage that somebody outside has forked");
+            assert_eq!(roles.of(BOX, 10, 1, "runc:[2:INIT]"), Role::Runtime, "it was a stage, and says so");
+            assert_eq!(roles.exit(BOX, 10, 10_000, 1, name), Role::First);
+        }
+        // A stage of that name gives way to the init of the container's pid namespace.
+        let mut roles = Roles::default();
+        roles.made(BOX);
+        roles.exec(BOX, started(9, 1, false, "runc"));
+        assert_eq!(roles.exec(BOX, Started { ns_pid: 1, ..started(10, 1, false, "app") }), Role::First);
+        assert_eq!(roles.of(BOX, 9, 1, "runc"), Role::Runtime);
+    }
+
+    #[test]
+    fn a_scan_knows_a_program_called_runc_by_its_age() {
+        for (now_ns, expected) in [(1_000_000_000, Role::Runtime), (100_000_000_000, Role::First)] {
+            let mut roles = Roles::default();
+            roles.scanned(BOX, started(10, 1, false, "runc"), [].into_iter(), now_ns);
+            assert_eq!(roles.exit(BOX, 10, 10_000, 1, "runc"), expected);
+        }
     }
 
     #[test]
@@ -301,7 +378,7 @@ mod tests {
     fn nothing_is_said_of_a_container_whose_beginning_nobody_saw() {
         let mut roles = Roles::default();
         assert_eq!(roles.exec(BOX, started(10, 1, false, "app")), Role::Unknown);
-        roles.scanned(BOX, started(10, 1, false, "app"), [12].into_iter());
+        roles.scanned(BOX, started(10, 1, false, "app"), [12].into_iter(), 20_000);
         assert_eq!((roles.of(BOX, 10, 1, "app"), roles.of(BOX, 12, 1, "sh")), (Role::First, Role::Session));
         assert_eq!(roles.exit(BOX, 10, 1_000_000_000, 1, "other"), Role::Member, "the id was taken again");
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::path::{Named, name_of};
 use super::roles::{Roles, Started};
+use crate::base::clock::boottime_ns;
 use tapio_wire::event::{EntityId, EntityKind};
 
 /// Processes looked at in one container.
@@ -77,7 +78,7 @@ pub fn first_process(roles: &mut Roles, container: EntityId, in_pod: bool, folde
         ns_level: 1,
         in_pod,
     };
-    roles.scanned(container, first, entered.iter().skip(1).map(|(pid, _)| *pid));
+    roles.scanned(container, first, entered.iter().skip(1).map(|(pid, _)| *pid), boottime_ns());
     Some(*pid)
 }
 
