@@ -116,6 +116,8 @@ impl Deaths {
                     limit_level: LimitLevel::Own,
                     allocator_inside: Some(true),
                     kills_for_limit: true,
+                    anon_pages: 0,
+                    shmem_pages: 0,
                 }),
             ));
         }

@@ -184,6 +184,27 @@ fn what_filled_a_limit_decides_the_advice() {
     }
 }
 
+/// The cgroup was gone, or its memory given back, before it could be read.
+#[test]
+fn an_unread_limit_is_explained_by_the_victims_own_share() {
+    for read in [None, Some([1, 0, 0]), Some([55, 2, 1])] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let app = first(web, 100, "app");
+        node.oom(100 * SECOND, app, LIMIT, LIMIT);
+        if let Some(mib) = read {
+            node.cgroup_use(100 * SECOND + MS, app, LIMIT, mib, "");
+        }
+        node.exit(100 * SECOND + 2 * MS, app, SIGKILL);
+        node.lethal(101 * SECOND);
+        let found = only(&node);
+        let advice = found.advice.join("\n");
+        let is_in_time = read.is_some_and(|mib| mib[0] > 1);
+        assert_eq!(advice.contains("victim's own share 56.0 MiB were anonymous memory"), !is_in_time, "{advice}");
+        assert_eq!(advice.contains("Its own memory filled it"), is_in_time, "{advice}");
+    }
+}
+
 #[test]
 fn an_abort_and_a_fault_in_the_first_process_differ() {
     for (aborts, expected) in [(true, "aborted-as-init"), (false, "crashed")] {

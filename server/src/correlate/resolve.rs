@@ -188,6 +188,8 @@ fn oom(frame: &Frame, oom: &ArchivedOom, entity: &EntityInfo) -> Oom {
         ns: NsPid { pid: oom.ns_pid.to_native(), level: oom.ns_level.to_native() },
         allocator_pid: oom.allocator_pid.to_native(),
         allocator_comm: name(oom.allocator_comm.to_native()),
+        anon_pages: Oom::pages(oom.anon_rss_bytes.to_native()),
+        shmem_pages: Oom::pages(oom.shmem_rss_bytes.to_native()),
         rss_bytes: oom
             .anon_rss_bytes
             .to_native()

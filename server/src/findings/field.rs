@@ -142,6 +142,9 @@ fields! {
     UsageBytes => "usage_bytes", Bytes, OOM;
     OverBytes => "over_bytes", Bytes, OOM;
     RssBytes => "rss_bytes", Bytes, OOM;
+    AnonRss => "anon_rss", Bytes, OOM;
+    FileRss => "file_rss", Bytes, OOM;
+    ShmemRss => "shmem_rss", Bytes, OOM;
     /// first, member, session, sandbox, runtime or unknown: the part that the process has in its container.
     ProcessRole => "process_role", Text, PROCESS;
     /// The first process of a pid namespace of its own: with it the namespace ends.
@@ -403,6 +406,9 @@ impl Field {
             (Self::UsageBytes, ClueDetail::Oom(oom)) => Value::Number(oom.usage_bytes),
             (Self::OverBytes, ClueDetail::Oom(oom)) => Value::Number(oom.over_bytes()?),
             (Self::RssBytes, ClueDetail::Oom(oom)) => Value::Number(oom.rss_bytes),
+            (Self::AnonRss, ClueDetail::Oom(oom)) => Value::Number(oom.resident()?.anon),
+            (Self::FileRss, ClueDetail::Oom(oom)) => Value::Number(oom.resident()?.file),
+            (Self::ShmemRss, ClueDetail::Oom(oom)) => Value::Number(oom.resident()?.shmem),
             (Self::LimitCgroup, ClueDetail::Oom(oom)) => Value::Text(&oom.limit_cgroup),
             (Self::LimitLevel, ClueDetail::Oom(oom)) => Value::Text(oom.limit_level.name()),
             (Self::OwnLimit | Self::PodLimit | Self::SharedLimit, ClueDetail::Oom(oom)) => {

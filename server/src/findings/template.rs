@@ -1,8 +1,8 @@
 //! Sentences of a pattern, with places for what was found.
 //!
 //! `{step.field}` is a field of a step; `{entity}`, `{node}`, `{pod}`, `{namespace}`, `{container}`, `{workload}`, `{image}` and
-//! `{count}` belong to the finding; `{ongoing}` writes nothing, and is not found once a state is over. A part in `[[` and `]]` is left
-//! out when one of its steps was not found. What must hold: every place was checked when the pattern was loaded.
+//! `{count}` belong to the finding. `{ongoing}` and `{without.step}` write nothing: a state that is over lacks the one, a step that was
+//! found the other. A part in `[[` and `]]` is left out when it lacks something. What must hold: every place was checked when the pattern was loaded.
 
 use tapio_wire::program::units::human_duration;
 
@@ -24,6 +24,8 @@ enum Part {
     /// A name of the anchor's entity.
     Own(Field),
     Field(usize, Field),
+    /// A step was not found.
+    Without(usize),
     Optional(Vec<Part>),
 }
 
@@ -113,6 +115,7 @@ fn fill(part: &Part, subject: &Subject<'_>, out: &mut String) -> bool {
         Part::Node => out.push_str(&subject.anchor.entity.node.name),
         Part::Count => out.push_str(&subject.count.to_string()),
         Part::Ongoing => return subject.over_ns.is_none(),
+        Part::Without(step) => return subject.steps.get(*step).copied().flatten().is_none(),
         Part::Own(field) => match field.show(subject.anchor) {
             Some(value) => out.push_str(&value),
             None => return false,
@@ -162,13 +165,15 @@ fn places(
             ("container", _) => Part::Own(Field::Container),
             ("workload", _) => Part::Own(Field::Workload),
             ("image", _) => Part::Own(Field::Image),
+            // Every clue has an entity.
+            (_, Some(("without", step))) => Part::Without(resolve(step, "entity")?.0),
             (_, Some((step, field))) => {
                 let (step, field) = resolve(step, field)?;
                 Part::Field(step, field)
             }
             (_, None) => {
                 return Err(format!("{{{place}}} is unknown: write {{entity}}, {{node}}, {{pod}}, {{namespace}}, {{container}}, {{workload}}, \
-                     {{image}}, {{count}}, {{ongoing}} or {{step.field}}"));
+                     {{image}}, {{count}}, {{ongoing}}, {{without.step}} or {{step.field}}"));
             }
         });
         rest = behind;

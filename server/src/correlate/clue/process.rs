@@ -66,6 +66,9 @@ impl Exit {
     }
 }
 
+/// Every kernel's pages are a multiple of 4 KiB.
+const PAGE_SHIFT: u32 = 12;
+
 /// The OOM killer chose a process.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
 pub struct Oom {
@@ -73,6 +76,8 @@ pub struct Oom {
     pub ns: NsPid,
     pub allocator_pid: u32,
     pub allocator_comm: Arc<str>,
+    /// What of `rss_bytes` is anonymous memory, pages of 4 KiB; 0 where it is not known: these bytes were padding.
+    pub anon_pages: u32,
     pub rss_bytes: u64,
     pub limit_cgroup: Arc<str>,
     pub limit_bytes: u64,
@@ -87,9 +92,30 @@ pub struct Oom {
     pub allocator_inside: Option<bool>,
     /// The kernel said that it kills for this limit.
     pub kills_for_limit: bool,
+    /// What of `rss_bytes` is shared memory and files of a tmpfs, pages of 4 KiB.
+    pub shmem_pages: u32,
+}
+
+/// What a process had resident, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    pub anon: u64,
+    pub file: u64,
+    pub shmem: u64,
 }
 
 impl Oom {
+    /// A size as `anon_pages` and `shmem_pages` have it.
+    pub fn pages(bytes: u64) -> u32 {
+        u32::try_from(bytes >> PAGE_SHIFT).unwrap_or(u32::MAX)
+    }
+
+    /// What the victim itself had resident, where that is known.
+    pub fn resident(&self) -> Option<Resident> {
+        let [anon, shmem] = [self.anon_pages, self.shmem_pages].map(|pages| u64::from(pages) << PAGE_SHIFT);
+        (anon > 0).then_some(Resident { anon, file: self.rss_bytes.saturating_sub(anon + shmem), shmem })
+    }
+
     /// Whether the limit was reached, by the kernel's own word or by what was in use: the kernel charges in batches, so a little
     /// room may be left. Where the allocator is not below it, only a limit that was lowered under its use was.
     pub fn limit_hit(&self) -> bool {
