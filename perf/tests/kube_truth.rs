@@ -38,7 +38,11 @@ const EXPECTED: &[(&str, &[&str], &[&str])] = &[
     ("calm", &[], &["stopped", "ignored-sigterm", "pod-deleted"]),
     ("gone", &["pod-deleted"], &["stopped"]),
     ("eater", &["memory-limit-kill"], &["pod-deleted"]),
-    ("front", &["bad-release"], &["stopped", "stopped-by-signal", "ignored-sigterm", "ended-by-controller"]),
+    (
+        "front",
+        &["bad-release"],
+        &["stopped", "stopped-by-signal", "ignored-sigterm", "ended-by-controller", "deleted-in-scale-down"],
+    ),
     // The last that happens.
     ("burst-then-idle", &["liveness-probe-kill"], &[]),
 ];

@@ -55,11 +55,18 @@ fn a_deletion_is_never_certain_as_controllers_may_speak_later() {
     assert!(found[0].pattern == "pod-deleted" && found[0].confidence < 0.8, "{found:#?}");
     // ReplicaSets speak of it after they did it.
     let workload = gone.node.kube_workload("Deployment/web", "shop");
-    gone.node.said(104 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled down replica set web-a to 1");
-    gone.node.lethal(105 * SECOND);
-    let found = findings_of(&gone.node);
-    let of = |pattern: &str| found.iter().filter(|one| one.pattern == pattern && !one.withdrawn).count();
-    assert_eq!((of("pod-deleted"), of("ended-by-controller")), (0, 1), "{found:#?}");
+    let mut told = |reason: &str, message: &str| {
+        gone.node.said(104 * SECOND, workload, "Deployment", reason, message);
+        gone.node.lethal(105 * SECOND);
+        let found = findings_of(&gone.node);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        (found[0].pattern.clone(), found[0].confidence >= 0.8)
+    };
+    let scaled = told("ScalingReplicaSet", "Scaled down replica set web-a to 1");
+    assert_eq!(scaled, ("deleted-in-scale-down".into(), false), "somebody else may have deleted this one");
+    assert_eq!(told("SuccessfulDelete", "Deleted pod: web-2").0, "deleted-in-scale-down");
+    let combined = "(combined from similar events): Deleted pod: web-1";
+    assert_eq!(told("SuccessfulDelete", combined), ("ended-by-controller".into(), true));
 }
 
 #[test]
@@ -243,13 +250,46 @@ fn who_took_a_preempted_pods_place_is_said() {
 fn what_its_controller_ends_was_meant() {
     let mut gone = web();
     let workload = gone.node.kube_workload("Deployment/web", "shop");
-    gone.node.said(99 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled down replica set web-a to 1");
+    gone.node.said(
+        99 * SECOND,
+        workload,
+        "StatefulSet",
+        "SuccessfulDelete",
+        "delete Pod web-1 in StatefulSet web successful",
+    );
     assert_eq!(gone.found(), pair("ended-by-controller", "info"));
+    let mut gone = web();
+    let workload = gone.node.kube_workload("Deployment/web", "shop");
+    gone.node.said(99 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled down replica set web-a to 1");
+    assert_eq!(gone.found(), pair("deleted-in-scale-down", "info"));
     // Scaling up explains no end.
     let mut gone = web();
     let workload = gone.node.kube_workload("Deployment/web", "shop");
     gone.node.said(99 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled up replica set web-a to 3");
     assert_eq!(gone.found(), pair("pod-deleted", "info"));
+}
+
+#[test]
+fn pods_that_a_controller_names_are_one_finding() {
+    let mut node = Node::new("n1");
+    let workload = node.kube_workload("Deployment/web", "shop");
+    node.said(99 * SECOND, workload, "Deployment", "ScalingReplicaSet", "Scaled down replica set web-a to 1");
+    for number in 1..=4u32 {
+        let name = format!("shop/web-{number}");
+        let (container, pod) = (node.kube_container("Deployment/web", &name, &format!("c{number}")), number);
+        let entity = node.kube_pod("Deployment/web", &name);
+        delete(&mut node, entity, container, 100 + number, (100 + u64::from(number)) * SECOND);
+        // Of the last one only the Deployment has spoken.
+        if pod < 4 {
+            let said = format!("Deleted pod: web-{number}");
+            node.said((101 + u64::from(number)) * SECOND, workload, "Deployment", "SuccessfulDelete", &said);
+        }
+    }
+    node.lethal(120 * SECOND);
+    let mut found = findings_of(&node);
+    found.sort_by(|a, b| a.pattern.cmp(&b.pattern));
+    let counts: Vec<_> = found.iter().map(|one| (&*one.pattern, one.count)).collect();
+    assert_eq!(counts, [("deleted-in-scale-down", 1), ("ended-by-controller", 3)], "{found:#?}");
 }
 
 #[test]

@@ -134,7 +134,9 @@ fn a_late_condition_does_not_rename_a_persons_deletion() {
         node.said(120 * SECOND, pod, "Pod", reason, message);
         node.pod_gone(130 * SECOND, pod);
         node.lethal(131 * SECOND);
-        assert_eq!(the_one(&node, reason).pattern, "pod-deleted", "{reason}");
+        let found = the_one(&node, reason);
+        assert_eq!(found.pattern, "deletion-claimed-later", "{reason}");
+        assert!(found.confidence < 0.8 && found.summary.contains(message), "{found:#?}");
     }
 }
 
@@ -229,5 +231,32 @@ fn a_full_stop_after_kubelets_own_is_left_out() {
             assert!(!text.contains("..") && !text.contains(". ."), "{text}");
         }
         assert!(found.summary.contains(said[1].trim()), "{}", found.summary);
+    }
+}
+
+#[test]
+fn kubelets_exact_word_replaces_its_general_one() {
+    let mut node = Node::new("n1");
+    let pod = web(&mut node, 1);
+    node.pod_says(100 * SECOND, pod, ["TerminationByKubelet", SHORT[1]], false);
+    node.pod_says(101 * SECOND, pod, SHORT, false);
+    node.lethal(102 * SECOND);
+    assert_eq!(the_one(&node, "evicted").pattern, "evicted");
+}
+
+#[test]
+fn a_pod_whose_node_is_gone_goes_with_it() {
+    let collected = ["DeletionByPodGC", "PodGC: node no longer exists"];
+    for (before, expected) in [(["", ""], "node-gone"), (BY_TAINT, "evicted-by-taint")] {
+        let mut node = Node::new("n1");
+        let (pod, was_asked) = (web(&mut node, 1), !before[0].is_empty());
+        if was_asked {
+            node.pod_says(50 * SECOND, pod, before, true);
+        }
+        // The garbage collector says that it failed, and deletes it then.
+        node.pod_is(100 * SECOND, pod, "Failed", collected, was_asked);
+        node.pod_is(101 * SECOND, pod, "Failed", collected, true);
+        node.lethal(102 * SECOND);
+        assert_eq!(the_one(&node, expected).pattern, expected);
     }
 }

@@ -30,6 +30,7 @@ mod correlate_causes;
 mod correlate_connections;
 mod correlate_engine;
 mod correlate_gone;
+mod correlate_gone_all;
 mod correlate_gone_twice;
 mod correlate_node;
 mod correlate_node_ready;

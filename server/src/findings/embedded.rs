@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 109] = [
+pub(super) const EMBEDDED: [(&str, &str); 112] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -23,6 +23,8 @@ pub(super) const EMBEDDED: [(&str, &str); 109] = [
     ("crash-loop.yaml", include_str!("../../patterns/crash-loop.yaml")),
     ("crashed.yaml", include_str!("../../patterns/crashed.yaml")),
     ("deadline-exceeded.yaml", include_str!("../../patterns/deadline-exceeded.yaml")),
+    ("deleted-in-scale-down.yaml", include_str!("../../patterns/deleted-in-scale-down.yaml")),
+    ("deletion-claimed-later.yaml", include_str!("../../patterns/deletion-claimed-later.yaml")),
     ("descriptor-leak.yaml", include_str!("../../patterns/descriptor-leak.yaml")),
     ("descriptors-at-limit.yaml", include_str!("../../patterns/descriptors-at-limit.yaml")),
     ("disk-failing.yaml", include_str!("../../patterns/disk-failing.yaml")),
@@ -63,6 +65,7 @@ pub(super) const EMBEDDED: [(&str, &str); 109] = [
     ("never-ready.yaml", include_str!("../../patterns/never-ready.yaml")),
     ("never-starts.yaml", include_str!("../../patterns/never-starts.yaml")),
     ("node-allocatable-kill.yaml", include_str!("../../patterns/node-allocatable-kill.yaml")),
+    ("node-gone.yaml", include_str!("../../patterns/node-gone.yaml")),
     ("node-memory-exhausted.yaml", include_str!("../../patterns/node-memory-exhausted.yaml")),
     ("node-not-ready.yaml", include_str!("../../patterns/node-not-ready.yaml")),
     ("node-shutdown.yaml", include_str!("../../patterns/node-shutdown.yaml")),

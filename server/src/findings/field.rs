@@ -3,7 +3,7 @@
 //! One table: the name, how people read it, and which kinds of clue have it. A pattern that asks a kind for something it
 //! does not have is refused when it is loaded.
 
-use tapio_wire::event::{EntityKind, Role};
+use tapio_wire::event::EntityKind;
 use tapio_wire::program::units::{human_bytes, human_duration};
 
 use super::text;
@@ -222,6 +222,8 @@ fields! {
     Message => "message", Text, &[
         ClueKind::PodState, ClueKind::ContainerState, ClueKind::KubeEvent, ClueKind::NodeCondition,
         ClueKind::Rollout, ClueKind::ObjectState];
+    /// The pod that a controller says to have deleted: `Deleted pod: web-1`.
+    DeletedPod => "deleted_pod", Text, &[ClueKind::KubeEvent];
     Type => "type", Text, &[ClueKind::KubeEvent];
     FieldPath => "field_path", Text, &[ClueKind::KubeEvent];
     Component => "component", Text, &[ClueKind::KubeEvent];
@@ -312,17 +314,6 @@ fields! {
     TalkerShare => "talker_share", Number, CONNTRACK;
 }
 
-pub(super) fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Unknown => "unknown",
-        Role::First => "first",
-        Role::Member => "member",
-        Role::Session => "session",
-        Role::Sandbox => "sandbox",
-        Role::Runtime => "runtime",
-    }
-}
-
 impl Field {
     /// The field of this name, if clues of `kind` have it.
     pub fn of_kind(name: &str, kind: ClueKind) -> Option<Self> {
@@ -374,6 +365,7 @@ impl Field {
                 (None, _) => return None,
             },
             (Self::Node, _) => Value::Text(&entity.node.name),
+            (Self::DeletedPod, ClueDetail::Fact(fact)) => Value::Text(text::deleted_pod(fact.text("message"))?),
             (field, ClueDetail::Fact(fact)) => match fact.get(field.name())? {
                 FactValue::Number(number) => Value::Number(*number),
                 FactValue::Flag(flag) => Value::Flag(*flag),
@@ -382,7 +374,7 @@ impl Field {
             (Self::Comm, _) => Value::Text(clue.comm()?),
             (Self::Lead, _) => Value::Flag(clue.is_lead()),
             (Self::NamespaceInit, _) => Value::Flag(clue.is_namespace_init()),
-            (Self::ProcessRole, _) => Value::Text(role_name(clue.role())),
+            (Self::ProcessRole, _) => Value::Text(text::role_name(clue.role())),
             (field, ClueDetail::Burst(burst)) => field.of_burst(burst)?,
             (field, _) => field.of_process(clue)?,
         })

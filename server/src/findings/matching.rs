@@ -228,12 +228,14 @@ impl<'a> Search<'a> {
         search.bound[before].is_some() && search.holds_for(noted)
     }
 
-    /// The last clue before this one that may be a step.
+    /// The last clue before this one that may be a step, and agrees with this one in the place of the anchor.
     fn nearest_before(&self, index: usize, noted: &Noted) -> Option<&'a Arc<Noted>> {
         let (at, step) = (self.time(noted), &self.pattern.steps[index]);
         let latest = at.saturating_add(self.pattern.anchor_step().slack_ns).saturating_add(self.skew(noted));
         let earliest = at.saturating_sub(self.pattern.window_ns);
-        let fits = |other: &&Arc<Noted>| (earliest..=latest).contains(&self.time(other));
+        let with_anchor = step.same.iter().filter(|same| same.other == self.pattern.anchor);
+        let agrees = |other: &Noted| with_anchor.clone().all(|same| is_same(same, &other.clue, &noted.clue));
+        let fits = |other: &&Arc<Noted>| (earliest..=latest).contains(&self.time(other)) && agrees(other);
         self.history.may_be(step.number, HISTORY_MAX).filter(fits).max_by_key(|other| self.time(other))
     }
 
@@ -267,13 +269,18 @@ impl<'a> Search<'a> {
             } else {
                 (anchor_at.saturating_sub(step.slack_ns), anchor_at.saturating_add(reach))
             };
-            let next = (step.apart_ns > 0).then(|| self.bound[index + 1..].iter().flatten().next()).flatten();
-            let is_apart = |at: u64| next.is_none_or(|next| at.abs_diff(self.time(next)) >= step.apart_ns);
+            let next = (index + 1..self.bound.len()).find(|&next| step.apart_ns > 0 && self.bound[next].is_some());
+            let next_at = next.and_then(|next| match self.bound[next] {
+                _ if next == anchor => Some(anchor_at),
+                bound => bound.map(|noted| self.time(noted)),
+            });
+            let is_apart = |at: u64| next_at.is_none_or(|next_at| at.abs_diff(next_at) >= step.apart_ns);
             self.history.may_be(step.number, HISTORY_MAX).any(|noted| {
                 let at = self.time(noted);
                 (from..=to).contains(&at)
                     && is_apart(at)
                     && !self.is_bound(noted)
+                    && !std::ptr::eq(&**noted, for_anchor)
                     && self.agrees_beside(step, noted, for_anchor)
             })
         })

@@ -2,6 +2,8 @@
 
 use std::net::Ipv6Addr;
 
+use tapio_wire::event::Role;
+
 use crate::correlate::clue::{About, Burst, Kill, SenderClass};
 
 /// `1 node`, `2 nodes`.
@@ -78,6 +80,25 @@ pub fn sent_by(kill: &Kill) -> String {
         _ if is_by_kernel(kill) => by_kernel(kill.signal, &kill.sender_comm, kill.sender_pid),
         SenderClass::Itself => "itself".to_owned(),
         _ => process(&kill.sender_comm, kill.sender_pid),
+    }
+}
+
+/// The pod that a controller names: `Deleted pod: web-1`, or `delete Pod web-1 in StatefulSet web successful`. An Event that stands
+/// for several names the last one.
+pub fn deleted_pod(message: &str) -> Option<&str> {
+    let name = message.split_once("Deleted pod: ").or_else(|| message.split_once("delete Pod "))?.1;
+    name.split_whitespace().next()
+}
+
+/// What a process's part in its container is called.
+pub fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Unknown => "unknown",
+        Role::First => "first",
+        Role::Member => "member",
+        Role::Session => "session",
+        Role::Sandbox => "sandbox",
+        Role::Runtime => "runtime",
     }
 }
 

@@ -5,7 +5,7 @@
 
 use tapio_wire::event::{EntityKind, Measure, Role};
 
-use super::field::{self, Field};
+use super::field::Field;
 use super::text;
 use crate::correlate::CurveShape;
 use crate::correlate::clue::{ClueKind, LimitLevel, SenderClass};
@@ -16,7 +16,7 @@ pub(super) fn words(field: Field, kind: ClueKind) -> Vec<&'static str> {
         (Field::EntityKind | Field::SenderKind, _) => {
             EntityKind::ALL.into_iter().map(EntityKind::name).chain(["unknown"]).collect()
         }
-        (Field::ProcessRole, _) => (0..=5).map(|role| field::role_name(Role::from_u8(role))).collect(),
+        (Field::ProcessRole, _) => (0..=5).map(|role| text::role_name(Role::from_u8(role))).collect(),
         (Field::LimitLevel, _) => LimitLevel::ALL.into_iter().map(LimitLevel::name).collect(),
         (Field::Sender | Field::SentBy, _) => SenderClass::ALL.into_iter().map(SenderClass::name).collect(),
         (Field::Shape, _) => CurveShape::ALL.into_iter().map(CurveShape::name).collect(),

@@ -1,20 +1,17 @@
-//! Kubernetes Events, the conditions of nodes, and the states of autoscalers and claims.
+//! Kubernetes Events, and the states of autoscalers and claims.
 //!
 //! What enters: the objects. What leaves: one event for each new or repeated Kubernetes Event, and one for each change
 //! of a state. What must hold: an Event is a moment, reported only when it came after the former leader was last known
-//! to be there. A state is reported once at the beginning and then when it changes; that a node is not ready for long is
-//! reported again while it lasts.
+//! to be there. A state is reported once at the beginning and then when it changes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use tapio_wire::event::{Detail, KubeEvent, NodeCondition};
+use tapio_wire::event::{Detail, KubeEvent};
 use tapio_wire::program::EVENTS_COMPONENT;
 
 use super::claims::KnownClaims;
-use super::objects::{self, Condition, unix_ns};
-use super::pods::{AGAIN, is_system};
+use super::objects::{self, unix_ns};
+use super::pods::is_system;
 use super::report::{Subject, WatchReport};
 use super::watch::{Follower, digest};
 use super::workloads::ReplicaSets;
@@ -28,6 +25,11 @@ const SKEW_NS: u64 = 5_000_000_000;
 /// so that it explains nothing that happens now. All others get the time of their arrival: an Event's own time has seconds only, and
 /// is by another clock.
 const LATE_NS: u64 = 30_000_000_000;
+/// The same of an Event by which the control plane says that it deletes a pod. Its time is compared with that of the deletion, of
+/// which nothing else may say who asked for it: before Kubernetes 1.25 the pod has no such condition.
+const LATE_CLAIM_NS: u64 = 2_000_000_000;
+/// Reasons of such Events.
+const CLAIMS: [&str; 2] = ["Preempted", "TaintManagerEviction"];
 
 /// Kubernetes Events.
 pub struct Events {
@@ -124,7 +126,8 @@ impl Follower for Events {
         let texts = texts.map(Clone::clone);
         let is_warning = event.r#type == "Warning";
         let late_ns = realtime_ns().saturating_sub(last_ns);
-        let late_ns = if late_ns > LATE_NS { late_ns } else { 0 };
+        let is_claim = CLAIMS.contains(&&*event.reason);
+        let late_ns = if late_ns > if is_claim { LATE_CLAIM_NS } else { LATE_NS } { late_ns } else { 0 };
         let of_event = WatchReport::event(subject, move |batch| {
             let [reason, message, kind, namespace, name, field_path, component] = texts.map(|text| batch.text(&text));
             Detail::KubeEvent(Box::new(KubeEvent {
@@ -148,140 +151,6 @@ impl Follower for Events {
     fn gone(&mut self, _state: u64, _reports: &mut Vec<WatchReport>) {
         // An Event that ran out says nothing.
     }
-}
-
-/// Nodes and their conditions.
-pub struct Nodes {
-    /// How many there are, for the election; 0 before they were listed.
-    count: Arc<AtomicU64>,
-    seen: u64,
-    is_listed: bool,
-    stuck_after: Duration,
-}
-
-/// What was reported of a node.
-pub struct SeenNode {
-    name: String,
-    /// Reported conditions: the number of the name, and what was reported.
-    conditions: Vec<(u64, u64)>,
-    /// Its condition Ready while that is not true, and when this was reported last.
-    not_ready: Option<(Condition, Option<Instant>)>,
-}
-
-impl Nodes {
-    /// None seen yet. One that is not ready for longer than `stuck_after` is reported as that.
-    pub fn new(count: Arc<AtomicU64>, stuck_after: Duration) -> Self {
-        Self { count, seen: 0, is_listed: false, stuck_after }
-    }
-
-    fn count(&self) {
-        if self.is_listed {
-            self.count.store(self.seen, Ordering::Relaxed);
-        }
-    }
-
-    fn report(node: &str, condition: &Condition, reports: &mut Vec<WatchReport>) {
-        let texts = [&condition.r#type, &condition.reason, &condition.message].map(Clone::clone);
-        let since_ns = unix_ns(condition.last_transition_time.as_ref());
-        let status = match &*condition.status {
-            "True" => 1,
-            "False" => 0,
-            _ => 2,
-        };
-        reports.push(WatchReport::event(Subject::Node(node.into()), move |batch| {
-            let [condition, reason, message] = texts.map(|text| batch.text(&text));
-            Detail::NodeCondition(Box::new(NodeCondition { condition, reason, message, since_ns, status }))
-        }));
-    }
-}
-
-impl Follower for Nodes {
-    type Object = objects::Node;
-    type Kept = SeenNode;
-
-    fn seen(
-        &mut self,
-        node: &objects::Node,
-        state: Option<SeenNode>,
-        _first: bool,
-        reports: &mut Vec<WatchReport>,
-    ) -> Option<SeenNode> {
-        let name = &node.metadata.name;
-        if state.is_none() {
-            self.seen += 1;
-            self.count();
-        }
-        let new = || SeenNode { name: name.clone(), conditions: Vec::new(), not_ready: None };
-        let mut seen = state.unwrap_or_else(new);
-        let schedulable = Condition {
-            r#type: "Schedulable".into(),
-            status: if node.spec.unschedulable { "False" } else { "True" }.into(),
-            ..Condition::default()
-        };
-        // Kubelet writes them every few minutes; only a change is news.
-        for condition in node.status.conditions.iter().chain([&schedulable]) {
-            let key = digest(&condition.r#type);
-            let print = digest(&(&condition.status, &condition.reason));
-            match seen.conditions.iter_mut().find(|(known, _)| *known == key) {
-                Some((_, known)) if *known == print => continue,
-                Some((_, known)) => *known = print,
-                None => seen.conditions.push((key, print)),
-            }
-            Self::report(name, condition, reports);
-        }
-        let ready = node.status.conditions.iter().find(|condition| condition.r#type == "Ready");
-        let reported = seen.not_ready.take().and_then(|(_, reported)| reported);
-        match ready.filter(|ready| ready.status != "True") {
-            Some(ready) => seen.not_ready = Some((ready.clone(), reported)),
-            None if reported.is_some() => Self::report(name, &not_ready(&Condition::default(), "False"), reports),
-            None => {}
-        }
-        self.look(Instant::now(), &mut seen, reports);
-        Some(seen)
-    }
-
-    const LOOK: Option<Duration> = Some(Duration::from_secs(15));
-
-    fn look(&mut self, now: Instant, seen: &mut SeenNode, reports: &mut Vec<WatchReport>) {
-        let Some((ready, reported)) = &mut seen.not_ready else { return };
-        let since_ns = unix_ns(ready.last_transition_time.as_ref());
-        let has_lasted = realtime_ns().saturating_sub(since_ns) >= self.stuck_after.as_nanos() as u64;
-        if since_ns > 0 && has_lasted && reported.is_none_or(|at| now.saturating_duration_since(at) >= AGAIN) {
-            *reported = Some(now);
-            Self::report(&seen.name, &not_ready(ready, "True"), reports);
-        }
-    }
-
-    fn forget(&mut self, seen: &mut SeenNode) -> bool {
-        seen.conditions.clear();
-        if let Some((_, reported)) = &mut seen.not_ready {
-            *reported = None;
-        }
-        true
-    }
-
-    fn listed(&mut self, _reports: &mut Vec<WatchReport>) {
-        self.is_listed = true;
-        self.count();
-    }
-
-    fn gone(&mut self, seen: SeenNode, reports: &mut Vec<WatchReport>) {
-        self.seen -= 1;
-        self.count();
-        let gone = Condition {
-            r#type: "Ready".into(),
-            status: "Unknown".into(),
-            reason: "NodeDeleted".into(),
-            ..Condition::default()
-        };
-        Self::report(&seen.name, &gone, reports);
-    }
-}
-
-/// A condition of Tapio's own: whether a node has not been ready for long, and for which reason. Unlike Ready it is reported again
-/// while it holds.
-fn not_ready(ready: &Condition, status: &str) -> Condition {
-    Condition { r#type: "NotReady".into(), status: status.into(), ..ready.clone() }
 }
 
 /// What was reported of an object of which only the state matters.
@@ -450,6 +319,8 @@ impl Follower for Claims {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::base::clock::boottime_ns;
     use crate::intake::identity::directory::PodNames;
@@ -457,10 +328,14 @@ mod tests {
 
     /// The report of an Event of so long ago about a pod that the directory knows, by a uid or without.
     fn said(seconds_ago: u64, uid: &str) -> WatchReport {
+        said_for(seconds_ago, uid, "Unhealthy")
+    }
+
+    fn said_for(seconds_ago: u64, uid: &str, reason: &str) -> WatchReport {
         let at = k8s_openapi::jiff::Timestamp::now() - Duration::from_secs(seconds_ago);
         let event = serde_json::json!({
             "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "web-1", "uid": uid},
-            "reason": "Unhealthy", "message": "Liveness probe failed", "type": "Warning", "count": 1,
+            "reason": reason, "message": "Liveness probe failed", "type": "Warning", "count": 1,
             "lastTimestamp": at.to_string(),
         });
         let event: objects::Event = serde_json::from_value(event).expect("an Event");
@@ -490,5 +365,14 @@ mod tests {
         assert!(said(5, "u1").time_ns >= now_ns, "an Event of just now");
         let late_ns = boottime_ns().saturating_sub(said(600, "u1").time_ns);
         assert!((599_000_000_000..610_000_000_000).contains(&late_ns), "{late_ns}");
+    }
+
+    #[test]
+    fn who_deletes_a_pod_is_dated_by_the_event_itself() {
+        for (reason, seconds_ago, late_s) in [("Preempted", 8, 8), ("TaintManagerEviction", 8, 8), ("Preempted", 0, 0)]
+        {
+            let late_ns = boottime_ns().saturating_sub(said_for(seconds_ago, "u1", reason).time_ns);
+            assert_eq!(late_ns / 1_000_000_000, late_s, "{reason}");
+        }
     }
 }

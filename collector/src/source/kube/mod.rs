@@ -12,6 +12,7 @@ mod config;
 mod container_state;
 mod events;
 pub mod lease;
+mod nodes;
 mod objects;
 mod pods;
 mod report;

@@ -437,7 +437,13 @@ fn report_conditions(now: Instant, seen: &mut Seen, reports: &mut Vec<WatchRepor
 }
 
 /// Reasons of disruptions that delete a pod at once. The last report of the pod repeats them, or it would be a deletion without one.
-const DELETIONS: [&str; 3] = ["EvictionByEvictionAPI", "DeletionByTaintManager", "PreemptionByScheduler"];
+const DELETIONS: [&str; 5] = [
+    "EvictionByEvictionAPI",
+    "DeletionByTaintManager",
+    "PreemptionByScheduler",
+    "PreemptionByKubeScheduler",
+    "DeletionByPodGC",
+];
 
 struct PresentPod<'a> {
     reason: &'a str,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::claims::KnownClaims;
-use super::events::Nodes;
+use super::nodes::Nodes;
 use super::objects::{Node, Pod};
 use super::pods::Pods;
 use super::report::WatchReport;
@@ -167,4 +167,21 @@ fn a_node_unready_for_long_is_reported_until_ready() {
     let (mut kept, over) = see(&node("True", &now), Some(kept));
     assert_eq!(over, 2, "Ready, and that it is not NotReady any more");
     assert_eq!(looks(&mut other, &mut kept, &[400]), [0]);
+}
+
+/// A drain may begin hours after the cordon.
+#[test]
+fn a_cordoned_node_is_reported_again_until_uncordoned() {
+    let node = |is_cordoned: bool| {
+        read::<Node>(json!({"metadata": {"name": "node1"}, "spec": {"unschedulable": is_cordoned}, "status": {}}))
+    };
+    let (mut follower, mut reports) = (Nodes::new(Arc::default(), STUCK_AFTER), Vec::new());
+    let kept = follower.seen(&node(true), None, true, &mut reports).expect("kept");
+    // Kubelet's heartbeat puts nothing off.
+    let mut kept = follower.seen(&node(true), Some(kept), false, &mut reports).expect("kept");
+    assert_eq!(reports.len(), 1);
+    let mut other = Nodes::new(Arc::default(), STUCK_AFTER);
+    assert_eq!(looks(&mut other, &mut kept, &[300, 601, 610, 1202]), [0, 1, 0, 1]);
+    let mut kept = follower.seen(&node(false), Some(kept), false, &mut reports).expect("kept");
+    assert_eq!((reports.len(), looks(&mut other, &mut kept, &[3000])), (2, vec![0]));
 }
