@@ -34,6 +34,7 @@ mod correlate_gone_all;
 mod correlate_gone_twice;
 mod correlate_node;
 mod correlate_node_ready;
+mod correlate_odd;
 mod correlate_patterns;
 mod correlate_patterns_kube;
 mod correlate_patterns_node;

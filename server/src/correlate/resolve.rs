@@ -17,7 +17,7 @@ use super::topology::{EntityInfo, NodeRef, Topology};
 
 /// Programs that end containers and units in the course of their duty; `*` stands for any ending. The kernel cuts a comm to
 /// 15 bytes.
-const RUNTIMES: [&str; 24] = [
+const RUNTIMES: [&str; 35] = [
     "systemd",
     "(sd-executor)",
     "systemd-executo",
@@ -41,11 +41,23 @@ const RUNTIMES: [&str; 24] = [
     "k3s*",
     "rke2*",
     "lxc-start",
+    "lxc-stop",
     "lxd",
+    "incusd",
+    "systemd-nspawn",
+    "systemd-machine",
+    "nomad",
+    "hyperkube",
+    // gVisor's, sysbox's, BuildKit's own, and Kata's.
+    "runsc*",
+    "sysbox-runc",
+    "buildkit-runc",
+    "kata-runtime",
+    "kata-agent",
 ];
 
 /// Of these the programs that run for one step of a container's life. A runtime's daemon starts them, never a service manager.
-const STAGES: [&str; 4] = ["runc", "runc:*", "crun", "youki"];
+const STAGES: [&str; 7] = ["runc", "runc:*", "crun", "youki", "runsc*", "sysbox-runc", "buildkit-runc"];
 
 /// Programs that start and watch daemons, also on hosts without systemd. The first process is called `init` here, whatever its name.
 const STARTERS: [&str; 21] = [
@@ -77,7 +89,7 @@ const STARTERS: [&str; 21] = [
 const BUILDERS: [&str; 4] = ["buildkitd", "gdn", "guardian", "dadoo"];
 
 /// Units that run container runtimes, kubelet or the service manager: what they start is at its place there.
-const RUNTIME_UNITS: [&str; 17] = [
+const RUNTIME_UNITS: [&str; 23] = [
     "containerd.service",
     "docker.service",
     "crio.service",
@@ -93,6 +105,12 @@ const RUNTIME_UNITS: [&str; 17] = [
     "snap.microk8s*",
     "lxc*",
     "snap.lxd*",
+    "incus*",
+    "systemd-machined.service",
+    "systemd-nspawn@*",
+    "nomad*",
+    "buildkit*",
+    "sysbox*",
     "init.scope",
     "systemd-logind.service",
 ];
@@ -348,6 +366,9 @@ mod tests {
             assert_eq!(class("kubelet", "supervise-daemo"), "runtime");
             assert_eq!(class("runc", "buildkitd"), "runtime");
             assert_eq!(class("containerd-shim", "tini"), "runtime");
+            for stage in ["runsc", "runsc-sandbox", "sysbox-runc", "buildkit-runc"] {
+                assert_eq!((class(stage, "containerd-shim"), class(stage, "bash")), ("runtime", "outside"), "{stage}");
+            }
             assert_eq!(class("containerd", "init(Ubuntu)"), "runtime");
             assert_eq!(class("earlyoom", "init"), "oom_daemon");
             for (comm, parent) in [("runc", "bash"), ("containerd-shim", "sh"), ("earlyoom", "bash"), ("runc", "init")]
@@ -367,6 +388,15 @@ mod tests {
         let unit = |name: &str, comm: &str| class(EntityKind::Unit, name, &format!("/system.slice/{name}"), comm);
         assert_eq!(unit("containerd.service", "containerd-shim"), "runtime");
         assert_eq!(unit("k3s-agent.service", "k3s-agent"), "runtime");
+        for (name, comm) in [
+            ("containerd.service", "runsc"),
+            ("incus.service", "incusd"),
+            ("nomad.service", "nomad"),
+            ("systemd-machined.service", "systemd-machine"),
+            ("systemd-nspawn@web.service", "systemd-nspawn"),
+        ] {
+            assert_eq!((unit(name, comm), unit("backup.service", comm)), ("runtime", "outside"), "{comm}");
+        }
         assert_eq!(unit("backup.service", "runc"), "outside", "a name that anybody can take");
         assert_eq!(class(EntityKind::Host, "/", "/", "runc"), "runtime");
         let session = "/user.slice/user-1000.slice/session-3.scope";

@@ -67,11 +67,12 @@ pub fn may_touch(pattern: &Pattern, touch: &Touch, clue: &Clue, anchor: &Clue) -
 /// Whether a field is the same as another step's.
 fn is_same(same: &Same, clue: &Clue, other: &Clue) -> bool {
     match (same.field.get(clue), same.other_field.get(other)) {
-        // A container's image, and those of its workload.
+        // A container's image, and those of its workload: what had it before as well was not changed by a rollout.
         (Some(Value::Text(images)), Some(Value::Text(image)))
             if (same.field, same.other_field) == (Field::Images, Field::Image) =>
         {
-            images.split(',').any(|one| one == image)
+            let has = |images: &str| images.split(',').any(|one| one == image);
+            has(images) && !matches!(Field::ImagesBefore.get(clue), Some(Value::Text(before)) if has(before))
         }
         (Some(value), Some(other)) => value == other,
         // A name that one of them has not, or not yet, is no difference among those that are counted; between two steps it ties
