@@ -1,13 +1,16 @@
-//! An HTTP/1 port that a stranger cannot keep busy.
+//! An HTTP/1 port that a stranger cannot keep busy, with TLS where there is a certificate.
 //!
 //! What enters: a listener, and what answers a request. What leaves: answers, until the end is set. What must hold: a connection
 //! that sends no whole request head in time is closed. Connections are bounded, in all and for each peer. Where there is no room,
 //! a new one takes the place of the one that has made the server wait longest for a request. So half-sent requests keep nobody
 //! else out, not even who shares their address. A peer that does not read its answer is dropped.
+//!
+//! With a certificate the port speaks both: the first byte of a connection says which. A request that came over TLS carries [`OverTls`].
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::error::Error;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,15 +23,21 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// A request whose body is still to come.
 pub type Incoming = hyper::Request<hyper::body::Incoming>;
 
 /// Bytes of a request's head, and of what is read ahead. A bearer token and a query fit.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// The first byte of a TLS connection: a record of a handshake (RFC 8446, 5.1). No method of HTTP begins so.
+const HANDSHAKE: u8 = 0x16;
 
 /// Time without accepting after an error such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -60,9 +69,40 @@ impl Default for Bounds {
     }
 }
 
-/// Serves until `end` is set, then waits for the answers that have begun.
+/// An extension of a request that came over TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverTls;
+
+/// What the next handshake shall use.
+pub type Handshakes = Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
+
+/// What a handshake of HTTP/1 uses, made of what one of gRPC would use.
+pub fn over_http1(config: &ServerConfig) -> Arc<ServerConfig> {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+/// Serves in the clear until `end` is set, then waits for the answers that have begun.
 pub async fn serve<A, F, B>(listener: TcpListener, bounds: Bounds, answer: A, end: watch::Receiver<bool>)
 where
+    A: Fn(Incoming, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Body + Unpin + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    serve_with(listener, None, bounds, answer, end).await;
+}
+
+/// The same, and over TLS to those who begin with a handshake.
+pub async fn serve_with<A, F, B>(
+    listener: TcpListener,
+    tls: Option<Handshakes>,
+    bounds: Bounds,
+    answer: A,
+    end: watch::Receiver<bool>,
+) where
     A: Fn(Incoming, SocketAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body + Unpin + Send + 'static,
@@ -77,7 +117,7 @@ where
         while connections.try_join_next().is_some() {}
         let next = async {
             let (stream, peer) = listener.accept().await?;
-            Ok::<_, std::io::Error>((stream, peer, places.enter(peer.ip(), &bounds).await))
+            Ok::<_, io::Error>((stream, peer, places.enter(peer.ip(), &bounds).await))
         };
         let next = tokio::select! {
             next = next => next,
@@ -98,7 +138,7 @@ where
         let is_crowded = places.lock().open.len() > bounds.connections_max / 2;
         let head_timeout = if is_crowded { bounds.crowded_head_timeout } else { bounds.head_timeout };
         let bounds = Bounds { head_timeout, ..bounds };
-        connections.spawn(attend(stream, peer, place, bounds, answer.clone(), end.clone()));
+        connections.spawn(attend(stream, tls.clone(), (peer, place), bounds, answer.clone(), end.clone()));
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
@@ -106,11 +146,11 @@ where
 
 async fn attend<A, F, B>(
     stream: TcpStream,
-    peer: SocketAddr,
-    place: ConnectionSlot,
+    tls: Option<Handshakes>,
+    (peer, place): (SocketAddr, ConnectionSlot),
     bounds: Bounds,
     answer: A,
-    mut end: watch::Receiver<bool>,
+    end: watch::Receiver<bool>,
 ) where
     A: Fn(Incoming, SocketAddr) -> F,
     F: Future<Output = Result<Response<B>, Infallible>>,
@@ -122,7 +162,49 @@ async fn attend<A, F, B>(
         tracing::debug!(%peer, %error, "the HTTP connection has already closed");
         return;
     }
-    let service = service_fn(|request| {
+    let Some(tls) = tls else { return speak(stream, false, (peer, place), bounds, answer, end).await };
+    let evicted = Arc::clone(&place.evicted);
+    let handshake = async {
+        let mut first = [0];
+        match stream.peek(&mut first).await? {
+            1 if first[0] == HANDSHAKE => Ok(Opened::Tls(Box::new(TlsAcceptor::from(tls()).accept(stream).await?))),
+            _ => Ok::<_, io::Error>(Opened::Plain(stream)),
+        }
+    };
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(bounds.head_timeout, handshake) => opened.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
+        () = evicted.notified() => Err(io::Error::other("closed to accept another")),
+    };
+    match opened {
+        Ok(Opened::Plain(stream)) => speak(stream, false, (peer, place), bounds, answer, end).await,
+        Ok(Opened::Tls(stream)) => speak(*stream, true, (peer, place), bounds, answer, end).await,
+        Err(error) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+    }
+}
+
+/// A connection whose first byte was looked at.
+enum Opened {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+async fn speak<A, F, B>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    is_tls: bool,
+    (peer, place): (SocketAddr, ConnectionSlot),
+    bounds: Bounds,
+    answer: A,
+    mut end: watch::Receiver<bool>,
+) where
+    A: Fn(Incoming, SocketAddr) -> F,
+    F: Future<Output = Result<Response<B>, Infallible>>,
+    B: Body + Unpin + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let service = service_fn(|mut request: Incoming| {
+        if is_tls {
+            request.extensions_mut().insert(OverTls);
+        }
         let (answering, response) = (place.begin_answer(), answer(request, peer));
         async move { Ok::<_, Infallible>(response.await?.map(|body| Answer { body, _answering: answering })) }
     });
@@ -288,121 +370,4 @@ impl<B: Body + Unpin> Body for Answer<B> {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-
-    const SOON: Duration = Duration::from_secs(20);
-
-    async fn begin(bounds: Bounds) -> (SocketAddr, watch::Sender<bool>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let (end, ended) = watch::channel(false);
-        let answer = |_, _| async { Ok(Response::new("well\n".to_owned())) };
-        tokio::spawn(serve(listener, bounds, answer, ended));
-        (address, end)
-    }
-
-    async fn opened(address: SocketAddr, sent: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(address).await.expect("connected");
-        // A server that has no room may have closed already.
-        let _ = stream.write_all(sent.as_bytes()).await;
-        stream
-    }
-
-    /// What comes until the other side closes.
-    async fn rest(stream: &mut TcpStream) -> String {
-        let mut bytes = Vec::new();
-        let read = tokio::time::timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("it is closed");
-        // A reset is an end too.
-        read.map_or(String::new(), |_| String::from_utf8_lossy(&bytes).into_owned())
-    }
-
-    #[tokio::test]
-    async fn idle_or_half_sent_connections_are_closed_in_time() {
-        let bounds = Bounds { head_timeout: Duration::from_millis(200), ..Bounds::default() };
-        let (address, _end) = begin(bounds).await;
-        for (sent, answered) in [("", false), ("GET / HT", false), ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", true)] {
-            let said = rest(&mut opened(address, sent).await).await;
-            assert_eq!(said.contains("well"), answered, "{sent:?}: {said}");
-        }
-    }
-
-    #[tokio::test]
-    async fn idle_connections_that_crowd_a_port_are_closed_sooner() {
-        let (head_timeout, crowded_head_timeout) = (Duration::from_secs(3600), Duration::from_millis(200));
-        let (address, _end) =
-            begin(Bounds { connections_max: 4, head_timeout, crowded_head_timeout, ..Bounds::default() }).await;
-        let held = [opened(address, "").await, opened(address, "").await];
-        assert_eq!(rest(&mut opened(address, "").await).await, "");
-        drop(held);
-    }
-
-    #[tokio::test]
-    async fn a_head_that_does_not_end_is_refused_early() {
-        let (address, _end) = begin(Bounds::default()).await;
-        let said = rest(&mut opened(address, &format!("GET / HTTP/1.1\r\na: {}", "b".repeat(20_000))).await).await;
-        assert!(!said.contains("well"), "{said}");
-        let fits = format!("GET / HTTP/1.1\r\nconnection: close\r\nauthorization: {}\r\n\r\n", "b".repeat(8_000));
-        assert!(rest(&mut opened(address, &fits).await).await.contains("well"));
-    }
-
-    const REQUEST: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-
-    #[tokio::test]
-    async fn half_sent_requests_keep_nobody_out() {
-        let patient = Bounds { head_timeout: Duration::from_secs(3600), ..Bounds::default() };
-        let patient = Bounds { crowded_head_timeout: patient.head_timeout, ..patient };
-        // All places of one address, then all places of the port.
-        for bounds in [Bounds { connections_max_of_peer: 4, ..patient }, Bounds { connections_max: 4, ..patient }] {
-            let (address, _end) = begin(bounds).await;
-            let mut held = Vec::new();
-            for sent in ["GET /", "", "GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /", "GET /"] {
-                held.push(opened(address, sent).await);
-            }
-            // So that the third has its answer, and is half-sent again.
-            let mut answer = [0; 15];
-            held[2].read_exact(&mut answer).await.expect("an answer");
-            assert_eq!(&answer, b"HTTP/1.1 200 OK");
-            for nth in 1..=3 {
-                let said = rest(&mut opened(address, REQUEST).await).await;
-                assert!(said.contains("well"), "request {nth}: {said}");
-            }
-            assert_eq!(rest(&mut held[0]).await, "", "the one that owed a request for longest made room");
-        }
-    }
-
-    #[tokio::test]
-    async fn one_address_cannot_take_all_connections() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let (end, ended) = watch::channel(false);
-        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
-        let (release, released) = watch::channel(false);
-        let answer = move |_, _| {
-            let (begun, mut released) = (begun.clone(), released.clone());
-            async move {
-                begun.send(()).expect("the test waits");
-                let _ = released.wait_for(|released| *released).await;
-                Ok(Response::new("well\n".to_owned()))
-            }
-        };
-        let bounds = Bounds { connections_max_of_peer: 2, connections_max: 3, ..Bounds::default() };
-        tokio::spawn(serve(listener, bounds, answer, ended));
-        let mut held = [opened(address, REQUEST).await, opened(address, REQUEST).await];
-        for _ in &held {
-            begins.recv().await.expect("a request is being answered");
-        }
-        assert_eq!(rest(&mut opened(address, REQUEST).await).await, "", "the third is closed at once");
-        // None of the first lost its place.
-        release.send_replace(true);
-        for stream in &mut held {
-            assert!(rest(stream).await.contains("well"));
-        }
-        // The end closes what is idle.
-        let mut idle = opened(address, "").await;
-        end.send_replace(true);
-        assert_eq!(rest(&mut idle).await, "");
-    }
-}
+mod tests;
