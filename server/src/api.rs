@@ -4,6 +4,8 @@
 //! `{"error": …}` and say what to do. What must hold: pages, streams and readers are bounded, as in [`crate::query`]. Without the
 //! token nothing is returned, not even which paths exist.
 
+mod silences;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -11,12 +13,12 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{ConnectInfo, Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -31,23 +33,38 @@ use crate::events::{self, Choice, EventsError};
 use crate::findings::{FindingStore, LookupError};
 use crate::query::{self, EventSource, Peers, Refused};
 use crate::render;
+use crate::silences::Silences;
+
+/// Bytes of a request's body.
+const BODY_BYTES_MAX: usize = 64 << 10;
 
 #[derive(Clone)]
 struct Api {
     store: Arc<FindingStore>,
     events: EventSource,
     peers: Option<Arc<Peers>>,
+    silences: Arc<Silences>,
 }
 
-/// `/api/v1/…`, for whoever may query; with what other servers have.
-pub fn router(store: Arc<FindingStore>, events: EventSource, peers: Option<Arc<Peers>>, auth: Arc<Auth>) -> Router {
+/// `/api/v1/…`, for whoever may query, or silence; with what other servers have.
+pub fn router(
+    store: Arc<FindingStore>,
+    events: EventSource,
+    peers: Option<Arc<Peers>>,
+    silences: Arc<Silences>,
+    auth: Arc<Auth>,
+) -> Router {
     Router::new()
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/findings/watch", get(watch))
         .route("/api/v1/findings/{id}", get(finding))
+        .route("/api/v1/findings/{id}/acknowledge", post(silences::acknowledge))
+        .route("/api/v1/silences", get(silences::list).post(silences::add))
+        .route("/api/v1/silences/{id}", delete(silences::end))
         .route("/api/v1/events", get(list_events))
         .route("/api/{*rest}", get(unknown))
-        .with_state(Api { store, events, peers })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(Api { store, events, peers, silences })
         .layer(middleware::from_fn_with_state(auth, admit))
 }
 
@@ -57,8 +74,8 @@ pub fn router_off() -> Router {
 }
 
 /// Why nothing is served when it is off.
-pub(crate) const OFF: &str = "this server asks for TLS or a token and HTTP is in the clear: use tapioctl on the gRPC \
-                              port, or set metrics.api: true";
+pub(crate) const OFF: &str = "this server asks for TLS or a token and HTTP is in the clear: use https:// where it has a \
+                              certificate, or tapioctl on the gRPC port; or set metrics.api: true";
 
 async fn off() -> Failure {
     Failure { status: StatusCode::FORBIDDEN, message: OFF.into() }
@@ -71,7 +88,7 @@ async fn admit(State(auth): State<Arc<Auth>>, request: Request, next: Next) -> R
 /// Lets a request go on if its token may query, and writes it to the audit log.
 pub(crate) async fn guarded(
     auth: &Auth,
-    request: Request,
+    mut request: Request,
     next: Next,
     refuse: impl FnOnce(&Denied) -> Response,
 ) -> Response {
@@ -80,20 +97,27 @@ pub(crate) async fn guarded(
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
     let authorization = request.headers().get(header::AUTHORIZATION).cloned();
     let shown = Shown { authorization: authorization.as_ref().map(|value| value.as_bytes()), certificate: None, peer };
-    let admitted = auth.admit(Purpose::Query, shown).await;
+    let purpose = match *request.method() {
+        Method::GET | Method::HEAD => Purpose::Query,
+        _ => Purpose::Silence,
+    };
+    let admitted = auth.admit(purpose, shown).await;
     let is_denied = admitted.is_err();
     let (identity, response) = match admitted {
-        Ok(caller) => (caller.identity, next.run(request).await),
+        Ok(caller) => {
+            request.extensions_mut().insert(Arc::new(caller.clone()));
+            (caller.identity, next.run(request).await)
+        }
         Err(denied) => (String::new(), refuse(&denied)),
     };
     let status = response.status();
     auth.audit().record(&Record {
-        purpose: Purpose::Query,
+        purpose,
         call: &call,
         peer,
         identity: &identity,
         asked_by: "",
-        outcome: if status.is_success() { "ok" } else { status.as_str() },
+        outcome: if status.is_success() || status.is_redirection() { "ok" } else { status.as_str() },
         is_denied,
         took: began.elapsed(),
     });
@@ -145,6 +169,7 @@ impl Failure {
             tonic::Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             tonic::Code::NotFound => StatusCode::NOT_FOUND,
             tonic::Code::InvalidArgument => StatusCode::BAD_REQUEST,
+            tonic::Code::Aborted => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status: code, message: status.message().to_owned() }
@@ -223,7 +248,8 @@ async fn findings(
         node: filter("node", wanted.node)?,
         workload: filter("workload", wanted.workload)?,
     };
-    let page = query::list(&api.store, &request).map_err(Failure::usage)?;
+    let mut page = query::list(&api.store, &request).map_err(Failure::usage)?;
+    page.findings.iter_mut().for_each(|finding| api.silences.mark(finding));
     Ok(Json(json!({
         "findings": page.findings.iter().map(render::finding_value).collect::<Vec<_>>(),
         "next_page_token": page.next_page_token,
@@ -233,7 +259,7 @@ async fn findings(
 
 async fn finding(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Failure> {
     match api.store.get(&id) {
-        Ok(finding) => Ok(Json(render::finding_value(&finding))),
+        Ok(finding) => Ok(Json(render::finding_value(&api.silences.marked(finding)))),
         Err(error @ LookupError::NotFound(_)) => Err(Failure {
             status: StatusCode::NOT_FOUND,
             message: format!("{error}: GET /api/v1/findings lists those that there are"),
@@ -265,7 +291,8 @@ async fn watch(
     };
     let (sender, receiver) = mpsc::channel(query::WATCHER_QUEUE);
     tokio::spawn(query::watch(Arc::clone(&api.store), since_ns, had_ns, sender));
-    let events = ReceiverStream::new(receiver).filter_map(Result::ok).map(|finding| {
+    let events = ReceiverStream::new(receiver).filter_map(Result::ok).map(move |mut finding| {
+        api.silences.mark(&mut finding);
         let event = axum::response::sse::Event::default().event("finding").id(finding.published_ns.to_string());
         Ok(event.data(render::finding_json(&finding)))
     });
@@ -355,6 +382,6 @@ async fn list_events(
 async fn unknown() -> Failure {
     Failure {
         status: StatusCode::NOT_FOUND,
-        message: "there are /api/v1/findings, /api/v1/findings/{id}, /api/v1/findings/watch and /api/v1/events".into(),
+        message: "there are /api/v1/findings, /api/v1/findings/{id}, /api/v1/findings/watch, /api/v1/events and /api/v1/silences".into(),
     }
 }

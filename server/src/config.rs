@@ -144,7 +144,8 @@ pub struct MetricsSection {
     pub prometheus_enabled: bool,
     /// The port of the HTTP side: `/healthz`, `/readyz`, `/metrics`, and the API.
     pub prometheus_port: u16,
-    /// Whether `/api/v1` and the page are served there; default: only where neither TLS nor a token guards gRPC, since HTTP is in the clear.
+    /// Whether `/api/v1` and the page are served there in the clear too; default: only where neither TLS nor a token guards gRPC.
+    /// Over TLS (`server.tls_enabled`) they are served unless this is false.
     #[schemars(example = true)]
     pub api: Option<bool>,
 }
@@ -275,9 +276,14 @@ impl Config {
         SocketAddr::new(self.server.address, self.server.port)
     }
 
-    /// Whether findings and events are served over HTTP, to programs and as a page.
+    /// Whether findings and events are served over HTTP in the clear, to programs and as a page.
     pub fn serves_api(&self) -> bool {
         self.metrics.api.unwrap_or(!self.server.tls_enabled && !self.server.auth.wants_token())
+    }
+
+    /// Whether they are served to those who come over TLS.
+    pub fn serves_api_over_tls(&self) -> bool {
+        self.server.tls_enabled && self.metrics.api.unwrap_or(true)
     }
 
     /// Where HTTP listens.
@@ -344,6 +350,10 @@ mod tests {
             ("server: {auth: {token_review: {}}}\ncluster: {token_without_tls: true}", false),
         ] {
             assert_eq!(parse(text).expect("accepted").serves_api(), serves, "{text}");
+        }
+        let tls = "server: {tls_enabled: true, tls: {cert: /cert.pem, key: /key.pem}}";
+        for (text, serves) in [("", false), (tls, true), (&format!("{tls}\nmetrics: {{api: false}}"), false)] {
+            assert_eq!(parse(text).expect("accepted").serves_api_over_tls(), serves, "{text}");
         }
     }
 

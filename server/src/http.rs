@@ -8,7 +8,8 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use tapio_wire::program::http::{self, Bounds};
+use tapio_wire::program::http::{self, Bounds, Handshakes, OverTls};
+use tapio_wire::program::tls::{ServerFiles, Watched};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::ServiceExt;
@@ -30,6 +31,15 @@ struct HttpState {
 pub const CORRELATION_FAILED: &str =
     "correlation has failed: frames are archived, but nothing is found; restart the server";
 
+/// What is served besides health and metrics: to whom in the clear, and to whom over TLS.
+#[derive(Default)]
+pub struct Routes {
+    pub clear: Router,
+    pub over_tls: Router,
+    /// The certificate of gRPC, where there is one.
+    pub tls: Option<Arc<Watched<ServerFiles>>>,
+}
+
 #[allow(clippy::too_many_arguments, reason = "each is a part of the server")]
 /// Serves until `end` is set. The metrics may come later: a server that recovers a large archive is alive all the while.
 pub async fn serve(
@@ -39,20 +49,22 @@ pub async fn serve(
     correlator: Arc<Correlator>,
     vitals: Arc<Vitals>,
     metrics_enabled: bool,
-    api: Router,
+    more: Routes,
     end: watch::Receiver<bool>,
 ) {
     let router = Router::new()
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
-        .with_state(Arc::new(HttpState { metrics, archive, correlator, vitals, metrics_enabled }))
-        .merge(api);
+        .with_state(Arc::new(HttpState { metrics, archive, correlator, vitals, metrics_enabled }));
+    let (clear, over_tls) = (router.clone().merge(more.clear), router.merge(more.over_tls));
     let answer = move |mut request: http::Incoming, peer: SocketAddr| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request)
+        let is_tls = request.extensions().get::<OverTls>().is_some();
+        if is_tls { over_tls.clone() } else { clear.clone() }.oneshot(request)
     };
-    http::serve(listener, Bounds::default(), answer, end).await;
+    let handshakes = more.tls.map(|tls| -> Handshakes { Arc::new(move || http::over_http1(&tls.current())) });
+    http::serve_with(listener, handshakes, Bounds::default(), answer, end).await;
 }
 
 /// What has ended before its time; `None` when everything lives.

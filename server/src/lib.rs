@@ -25,6 +25,7 @@ pub mod pipeline;
 pub mod query;
 pub mod remote;
 pub mod render;
+pub mod silences;
 pub mod tls;
 pub mod vitals;
 pub mod web;

@@ -19,7 +19,7 @@
 //!
 //! `/healthz` and `/readyz` name a thread that ends before its time (a panic); then the server must be restarted
 //! ([`crate::vitals`]). Such names are `archive`, `correlate` (any shard), `finder`, `journal`, `upload`, `parquet`,
-//! `deliver-<sink>`, `log-findings`, and the task `grpc`, which accepts. The threads `io` run tasks: a panic ends one stream or
+//! `deliver-<sink>`, `log-findings`, `log-silences`, and the task `grpc`, which accepts. The threads `io` run tasks: a panic ends one stream or
 //! one request. A blocking task of tokio that panics ends the request that asked for it.
 
 mod correlation;
@@ -180,7 +180,7 @@ impl Pipeline {
             Arc::clone(&core.correlator),
             Arc::clone(&vitals),
             config.metrics.prometheus_enabled,
-            routes(config, &core, &events, peers.as_ref(), &auth, &late_status),
+            routes(config, &core, &events, peers.as_ref(), &auth, &late_status, tls.clone()),
             ended.clone(),
         ));
 
@@ -190,7 +190,7 @@ impl Pipeline {
         let sink = ToShards { correlator: Arc::clone(&core.correlator), is_enabled: config.correlation.enabled };
         let ingest = IngestService::with(&archive, sink, ingest_metrics, ingest_config(config, &budget));
         watch_memory(config.resources.max_memory_mb, ingest.clone(), &registry, ended.clone())?;
-        let deliverer = Arc::new(start_deliverer(config, &core.store, core.cluster.as_deref(), &registry)?);
+        let deliverer = Arc::new(start_deliverer(config, &core, &registry)?);
         deliverer.watch(&vitals);
         let status: Arc<dyn StatusSource> = Arc::new(Status {
             archive: Arc::clone(&archive),
@@ -215,8 +215,10 @@ impl Pipeline {
         if metrics.set(Metrics::new(registry, Arc::clone(archive.books()), sizes)?).is_err() {
             unreachable!("the metrics are set here and nowhere else");
         }
-        let query = query::service_with_events(Arc::clone(&core.store), status, events, peers);
-        let grpc = grpc.serve(&ingest, query, archive.state(), readiness, &vitals, ended)?;
+        let query =
+            query::service_with_events(Arc::clone(&core.store), status, events, peers, Arc::clone(&core.silences));
+        let silences = query::silences_service(Arc::clone(&core.store), Arc::clone(&core.silences));
+        let grpc = grpc.serve(&ingest, (query, silences), archive.state(), readiness, &vitals, ended)?;
         tracing::info!(%grpc_address, %http_address, patterns = core.patterns.patterns().len(), "serving");
         Ok(Self { ingest, grpc, http, end, archive, core, deliverer, uploads, vitals, grpc_address, http_address })
     }
@@ -252,7 +254,7 @@ impl Pipeline {
         }
         self.http.abort();
         let (archive, deliverer, (uploader, table_writer)) = (self.archive, self.deliverer, self.uploads);
-        let Correlation { correlator, mut finder, journal, cluster, .. } = self.core;
+        let Correlation { correlator, mut finder, journal, cluster, shared_silences, .. } = self.core;
         tokio::task::spawn_blocking(move || {
             archive.shutdown();
             // The last segment is closed: it is uploaded while the rest ends.
@@ -263,6 +265,7 @@ impl Pipeline {
             correlator.stop();
             // Before another server may lead.
             deliverer.stop();
+            drop(shared_silences);
             if let Some(cluster) = cluster {
                 cluster.stop();
             }
@@ -327,7 +330,7 @@ fn warn_of_access(config: &Config, auth: &Auth, grpc_address: SocketAddr, http_a
         tracing::warn!("server.auth without server.tls_enabled: tokens travel in the clear");
     }
     if config.metrics.api == Some(true) && (auth.wants_token() || has_tls) && !http_address.ip().is_loopback() {
-        tracing::warn!("metrics.api beside a guarded gRPC port: findings and the token travel in the clear");
+        tracing::warn!("metrics.api: true beside a guarded gRPC port: findings and the token may travel in the clear");
     }
     if !auth.wants_token() && config.server.tls.client_ca.is_none() && !grpc_address.ip().is_loopback() {
         tracing::warn!(

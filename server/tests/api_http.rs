@@ -11,6 +11,7 @@ use tapio_server::api;
 use tapio_server::auth::{Auth, AuthSection};
 use tapio_server::findings::FindingStore;
 use tapio_server::query::EventSource;
+use tapio_server::silences::Silences;
 use tapio_wire::service::{EntityRef, Finding};
 
 struct Server {
@@ -52,7 +53,8 @@ fn serve_to(token_file: Option<PathBuf>) -> Server {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let section = AuthSection { token_file, ..AuthSection::default() };
     let auth = runtime.block_on(Auth::open(&section, &prometheus::Registry::new())).unwrap();
-    let router = api::router(Arc::clone(&store), EventSource::new(dir.path()), None, Arc::new(auth));
+    let silences = Arc::new(Silences::in_memory());
+    let router = api::router(Arc::clone(&store), EventSource::new(dir.path()), None, silences, Arc::new(auth));
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     runtime.spawn(async move { axum::serve(listener, router).await });

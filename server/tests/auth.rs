@@ -16,10 +16,12 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tapio_server::auth::{NodeIdentity, Subject, TokenReviewSection};
 use tapio_server::config::Config;
+use tapio_wire::program::clock::now_ns;
 use tapio_wire::program::dial;
 use tapio_wire::program::tls::{ClientFiles, ServerFiles, Watched};
 use tapio_wire::service::query_client::QueryClient;
-use tapio_wire::service::{ListFindingsRequest, StatusRequest};
+use tapio_wire::service::silences_client::SilencesClient;
+use tapio_wire::service::{AddSilenceRequest, ListFindingsRequest, StatusRequest};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -130,6 +132,7 @@ impl Guarded {
             config.metrics.api = Some(true);
             config.server.auth.token_review = Some(TokenReviewSection {
                 may_query: vec![Subject::account("tapio-system", "operator"), Subject::Group("sre".into())],
+                may_silence: vec![Subject::account("tapio-system", "oncall")],
                 kubeconfig: Some(kube.path().join("kubeconfig")),
                 ..TokenReviewSection::default()
             });
@@ -198,6 +201,32 @@ async fn accounts_may_do_what_is_listed_and_are_reviewed_once() {
         |result: &str| guarded.server.metric("tapio_server_token_reviews_total", &[&format!("result=\"{result}\"")]);
     assert_eq!((reviews("accepted"), reviews("refused"), reviews("error")), (3.0, 2.0, 0.0));
     assert!(guarded.server.metric("tapio_server_token_review_cache_hits_total", &[]) >= 6.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_query_may_not_silence() {
+    let guarded = Guarded::start(|_| {}).await;
+    guarded.cluster.know("ask", "operator", "tapio", None);
+    guarded.cluster.know("call", "oncall", "tapio", None);
+    let mut client = SilencesClient::new(guarded.server.channel().await);
+    let wanted = AddSilenceRequest {
+        pattern: "crashed".into(),
+        until_ns: now_ns() + 60_000_000_000,
+        reason: "a rehearsal".into(),
+        ..AddSilenceRequest::default()
+    };
+    let request = |token: &str| {
+        let mut request = Request::new(wanted.clone());
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        request
+    };
+    let denied = client.add_silence(request("ask")).await.expect_err("it may only query");
+    assert_eq!(denied.code(), Code::PermissionDenied, "{denied}");
+    assert!(denied.message().contains("server.auth.token_review.may_silence"), "{denied}");
+    let added = client.add_silence(request("call")).await.expect("let in").into_inner();
+    assert_eq!(added.by, "system:serviceaccount:tapio-system:oncall");
+    let (code, body) = guarded.server.get("/api/v1/silences", "Authorization: Bearer ask\r\n");
+    assert!(code == 200 && body.contains("tapio-system:oncall"), "{code} {body}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -332,13 +361,13 @@ async fn where_reviews_name_no_node_the_pod_does() {
 }
 
 /// A CA, a server's pair, and what a client needs.
-struct Authority {
-    folder: tempfile::TempDir,
+pub struct Authority {
+    pub folder: tempfile::TempDir,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = rcgen::CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = rcgen::KeyPair::generate().unwrap();
@@ -349,7 +378,7 @@ impl Authority {
         authority
     }
 
-    fn sign(&self, file: &str, common: &str, dns: &[&str]) -> ClientFiles {
+    pub fn sign(&self, file: &str, common: &str, dns: &[&str]) -> ClientFiles {
         let dns: Vec<String> = dns.iter().map(|name| (*name).to_owned()).collect();
         let mut params = rcgen::CertificateParams::new(dns).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, common);

@@ -20,6 +20,7 @@ use tapio_server::deliver::{
     DeliverMetrics, DeliverSection, Deliverer, Delivering, Delivery, MarksAt, Sink, Source, Webhook, WebhookSection,
 };
 use tapio_server::findings::FindingStore;
+use tapio_server::silences::Silences;
 use tapio_wire::service::{DeliveryStatus, Finding};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -178,6 +179,7 @@ fn deliverer(member: &Member, section: &ClusterSection, webhook: &WebhookSection
         store: Arc::clone(&member.store),
         leadership: Arc::clone(member.cluster.leadership()),
         link: Some(Arc::clone(member.cluster.link())),
+        silences: Arc::new(Silences::in_memory()),
     };
     let sink = Webhook::new(webhook, &section.name, member.cluster.server()).expect("a good address");
     let metrics = DeliverMetrics::register(&Registry::new()).expect("fresh names");
@@ -447,7 +449,8 @@ fn a_stuck_sink_delays_nobody_and_its_queue_is_bounded() {
     let held = |name, started, is_free| Box::new(Held { name, started: Mutex::new(started), is_free }) as Box<dyn Sink>;
     let sinks = vec![held("slow", slow, is_free), held("fast", fast, always)];
     let leadership = Arc::new(tapio_server::cluster::Leadership::sole("a"));
-    let source = Source { store: Arc::clone(&store), leadership, link: None };
+    let silences = Arc::new(Silences::in_memory());
+    let source = Source { store: Arc::clone(&store), leadership, link: None, silences };
     let folder = tempfile::tempdir().expect("a folder");
     let metrics = DeliverMetrics::register(&Registry::new()).expect("fresh names");
     let at = MarksAt::Folder(folder.path().to_owned());

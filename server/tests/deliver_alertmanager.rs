@@ -12,8 +12,9 @@ use tapio_server::deliver::{
     Alertmanager, AlertmanagerSection, DeliverMetrics, DeliverSection, Deliverer, MarksAt, Source,
 };
 use tapio_server::findings::FindingStore;
+use tapio_server::silences::Silences;
 use tapio_wire::program::clock::now_ns;
-use tapio_wire::service::{EntityRef, Finding};
+use tapio_wire::service::{AcknowledgeRequest, AddSilenceRequest, EntityRef, Finding};
 
 use crate::cluster_support::{Nats, installed, section, until};
 use crate::cluster_whole::{limit_kill, ship};
@@ -119,7 +120,8 @@ fn finding(id: &str, pod: &str, ongoing: bool) -> Finding {
 fn alerts_fire_while_findings_stand_also_after_a_loss() {
     let Some(mut alerts) = Alerts::start() else { return };
     let store = Arc::new(FindingStore::new(50));
-    let source = Source { store: Arc::clone(&store), leadership: Arc::new(Leadership::sole("a")), link: None };
+    let (leadership, silences) = (Arc::new(Leadership::sole("a")), Arc::new(Silences::in_memory()));
+    let source = Source { store: Arc::clone(&store), leadership, link: None, silences };
     let folder = tempfile::tempdir().expect("a folder");
     let metrics = DeliverMetrics::register(&Registry::new()).expect("fresh names");
     let sink = Alertmanager::new(&alerts.section(), "prod").expect("a good address");
@@ -151,10 +153,46 @@ fn alerts_fire_while_findings_stand_also_after_a_loss() {
     assert_eq!((status.waiting, status.lost, status.refused), (0, 0, 0), "{status:#?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silence_ends_alerts_and_its_end_brings_them_back() {
+    let Some(alerts) = Alerts::start() else { return };
+    let store = Arc::new(FindingStore::new(50));
+    let (leadership, silences) = (Arc::new(Leadership::sole("a")), Arc::new(Silences::in_memory()));
+    let source = Source { store: Arc::clone(&store), leadership, link: None, silences: Arc::clone(&silences) };
+    let folder = tempfile::tempdir().expect("a folder");
+    let metrics = DeliverMetrics::register(&Registry::new()).expect("fresh names");
+    let sink = Alertmanager::new(&alerts.section(), "prod").expect("a good address");
+    let at = MarksAt::Folder(folder.path().to_owned());
+    let _deliverer = Deliverer::start(&source, vec![Box::new(sink)], &at, &metrics).expect("it starts");
+    for (id, ongoing) in [("state", true), ("death", false)] {
+        store.publish(finding(id, "web-0", ongoing)).expect("it is new");
+    }
+    let until_firing = |wanted: &[&str]| tokio::task::block_in_place(|| alerts.until_firing(wanted));
+    until_firing(&["state", "death"]);
+    let wanted = AddSilenceRequest {
+        namespace: "shop".into(),
+        until_ns: now_ns() + 3600 * SECOND,
+        reason: "a rehearsal".into(),
+        ..AddSilenceRequest::default()
+    };
+    let silence = silences.add(wanted, "jane").await.expect("a good one");
+    store.publish(finding("meanwhile", "web-1", false)).expect("it is new");
+    until_firing(&[]);
+    let acknowledged = AcknowledgeRequest { finding: "state".into(), ..AcknowledgeRequest::default() };
+    silences.acknowledge(acknowledged, "joe").await.expect("a good one");
+    silences.end(&silence.id, "jane").await.expect("it is there");
+    // What was found and over meanwhile stays silent; what fired fires on.
+    let firing = until_firing(&["state", "death"]);
+    let state = firing.iter().find(|one| one["labels"]["finding"] == "state").expect("it fires");
+    let said = state["annotations"]["acknowledged"].as_str().unwrap_or_default();
+    assert!(said.starts_with("by joe, until") && state["annotations"]["silenced"].is_null(), "{state:#}");
+}
+
 /// A leader that delivers what is in its store, as the only one for as long as it lives.
 fn leader(alerts: &Alerts, server: &str, nats: &Nats) -> (Arc<FindingStore>, Deliverer) {
     let store = Arc::new(FindingStore::new(50));
-    let source = Source { store: Arc::clone(&store), leadership: Arc::new(Leadership::sole(server)), link: None };
+    let (leadership, silences) = (Arc::new(Leadership::sole(server)), Arc::new(Silences::in_memory()));
+    let source = Source { store: Arc::clone(&store), leadership, link: None, silences };
     let metrics = DeliverMetrics::register(&Registry::new()).expect("fresh names");
     let sink = Alertmanager::new(&alerts.section(), "prod").expect("a good address");
     let at = MarksAt::Log(Box::new(section(nats, server)));

@@ -19,6 +19,7 @@ use tapio_server::deliver::{
     Webhook, WebhookSection,
 };
 use tapio_server::findings::{FindingStore, Severity};
+use tapio_server::silences::Silences;
 use tapio_wire::program::clock::now_ns;
 use tapio_wire::program::tls::ClientFiles;
 use tapio_wire::service::{EntityRef, Finding};
@@ -129,7 +130,8 @@ impl Delivering {
     }
 
     fn with(store: Arc<FindingStore>, folder: &Path, sink: Box<dyn Sink>) -> Self {
-        let source = Source { store: Arc::clone(&store), leadership: Arc::new(Leadership::sole("a")), link: None };
+        let (leadership, silences) = (Arc::new(Leadership::sole("a")), Arc::new(Silences::in_memory()));
+        let source = Source { store: Arc::clone(&store), leadership, link: None, silences };
         let metrics = DeliverMetrics::register(&Registry::new()).expect("fresh names");
         let at = MarksAt::Folder(folder.to_owned());
         let deliverer = Deliverer::start(&source, vec![sink], &at, &metrics).expect("it starts");

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tapio_server::cluster::Leadership;
 use tapio_server::deliver::{DeliverMetrics, Deliverer, KubernetesEvents, KubernetesEventsSection, MarksAt, Source};
 use tapio_server::findings::FindingStore;
+use tapio_server::silences::Silences;
 use tapio_wire::service::{Death, EntityRef, Finding};
 
 use crate::cluster_support::until;
@@ -97,7 +98,8 @@ async fn findings_are_events_on_pod_and_workload_that_change() {
     let kube = tempfile::tempdir().expect("a folder");
     let api = Api::start(kube.path()).await;
     let store = Arc::new(FindingStore::new(50));
-    let source = Source { store: Arc::clone(&store), leadership: Arc::new(Leadership::sole("a")), link: None };
+    let (leadership, silences) = (Arc::new(Leadership::sole("a")), Arc::new(Silences::in_memory()));
+    let source = Source { store: Arc::clone(&store), leadership, link: None, silences };
     let section = KubernetesEventsSection {
         kubeconfig: Some(kube.path().join("kubeconfig")),
         ..KubernetesEventsSection::default()

@@ -372,13 +372,14 @@ fn paths(prefix: &str, value: &Value, seen: &mut std::collections::BTreeSet<Stri
 
 #[test]
 fn the_reference_of_findings_has_every_key_and_no_other() {
-    use tapio_wire::service::{Consequence, Death, EntityRef, Evidence, Finding, Limit, Sender};
+    use tapio_wire::service::{Consequence, Death, EntityRef, Evidence, Finding, Limit, Sender, Silence};
     let entity = Some(EntityRef::default());
     let sender = Some(Sender { entity: entity.clone(), ..Sender::default() });
     let finding = Finding {
         entity: entity.clone(),
         evidence: vec![Evidence { entity: entity.clone(), ..Evidence::default() }],
         advice: vec![String::new()],
+        silence: Some(Silence::default()),
         death: Some(Death { sender, limit: Some(Limit::default()), ..Death::default() }),
         consequences: vec![Consequence { entity, ..Consequence::default() }],
         ..Finding::default()

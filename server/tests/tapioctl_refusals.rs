@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tapio_server::query;
+use tapio_server::silences::Silences;
 use tapio_wire::program::http::{Bounds, serve as serve_http};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -25,7 +26,13 @@ fn serve_archive(server: &Server) -> (tempfile::TempDir, String) {
     let listener = server.runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let events = query::EventSource::new(folder.path());
-    let service = query::service_with_events(Arc::clone(&server.machine.store), Arc::new(Fixed), events, None);
+    let service = query::service_with_events(
+        Arc::clone(&server.machine.store),
+        Arc::new(Fixed),
+        events,
+        None,
+        Arc::new(Silences::in_memory()),
+    );
     let router = tonic::transport::Server::builder().add_service(service);
     server.runtime.spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
     (folder, address)

@@ -4,12 +4,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::whole_server::{LIMIT, Whole, get};
-use axum::Router;
 use tapio_server::archive::ArchiveState;
 use tapio_server::config::Config;
 use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, LossView, Topology};
 use tapio_server::findings::{Finder, FinderConfig, FindingStore, PatternSet};
-use tapio_server::http;
+use tapio_server::http::{self, Routes};
 use tapio_server::vitals::{Pulse, Vitals};
 use tapio_wire::service::query_client::QueryClient;
 use tapio_wire::service::{ListEventsRequest, ListFindingsRequest, StatusRequest};
@@ -47,7 +46,7 @@ async fn a_panicking_thread_makes_a_healthy_server_unhealthy() {
         Arc::clone(&correlator),
         Arc::clone(&vitals),
         true,
-        Router::new(),
+        Routes::default(),
         ended,
     ));
     assert_eq!(get(address, "/healthz", "").0, 200);

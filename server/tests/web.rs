@@ -12,6 +12,7 @@ use crate::whole_server::{LIMIT, Stream, Whole, hello};
 use tapio_server::auth::{Auth, AuthSection};
 use tapio_server::findings::{FindingStore, PatternSet};
 use tapio_server::query::EventSource;
+use tapio_server::silences::Silences;
 use tapio_server::web::{self, LateStatus, Pages};
 use tapio_wire::program::clock::now_ns;
 use tapio_wire::service::{Death, EntityRef, Finding};
@@ -134,6 +135,47 @@ async fn served(node: &Node) -> (Whole, Stream) {
 async fn found(address: SocketAddr) -> String {
     let page = until(address, "/?view=list", "href=\"/f/").await;
     links(&page, "/f/").into_iter().next().expect("a finding")
+}
+
+fn post(address: SocketAddr, path: &str, headers: &str, form: &str) -> Answer {
+    let kind = "application/x-www-form-urlencoded";
+    let head = format!("Host: tapio\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n{headers}", form.len());
+    ask(address, &format!("POST {path} HTTP/1.0\r\n{head}\r\n{form}"))
+}
+
+#[test]
+fn forms_silence_and_acknowledge_hostile_words_stay_words() {
+    let server = small(10, None);
+    server.store.publish(finding(7)).expect("it is new");
+    let page = get(server.address, "/?view=list").body;
+    let path = links(&page, "/f/").into_iter().next().expect("a finding");
+    assert!(get(server.address, &path).body.contains("I deal with it"));
+    let encoded: String = HOSTILE.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let form = format!("until=1d&reason={encoded}");
+    let done = post(server.address, &format!("{path}/acknowledge"), "Origin: http://tapio\r\n", &form);
+    assert_eq!((done.code, done.header("location")), (303, path.as_str()));
+    let finding = get(server.address, &path).body;
+    assert!(finding.contains("Acknowledged until") && !finding.contains("I deal with it"), "{finding}");
+    let form = format!("pattern=*&namespace=%3Cb%3E%22'&until=2h&reason={encoded}");
+    assert_eq!(post(server.address, "/silences", "", &form).header("location"), "/silences");
+    let listed = get(server.address, "/silences").body;
+    assert!(listed.contains("&lt;script&gt;") && listed.contains("namespace &lt;b&gt;"), "{listed}");
+    for (headers, form, code) in [
+        ("Origin: http://evil.example\r\n", "pattern=x&until=2h&reason=x", 403),
+        ("Origin: null\r\n", "pattern=x&until=2h&reason=x", 403),
+        ("", "pattern=x&until=whenever&reason=x", 400),
+        ("", "pattern=x&until=2h", 400),
+        ("", "unknown=x", 422),
+    ] {
+        assert_eq!(post(server.address, "/silences", headers, form).code, code, "{headers}{form}");
+    }
+    let ends: Vec<&str> = listed.split("action=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let ends: Vec<&str> = ends.into_iter().filter(|path| path.ends_with("/end")).collect();
+    assert_eq!(ends.len(), 2, "{listed}");
+    for path in ends {
+        assert_eq!(post(server.address, path, "", "").code, 303, "{path}");
+    }
+    assert!(get(server.address, "/silences").body.contains("Nothing is silenced"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -298,6 +340,7 @@ fn small(findings_max: usize, token_file: Option<PathBuf>) -> Small {
         peers: None,
         patterns: Arc::new(PatternSet::embedded().expect("patterns")),
         status: LateStatus::default(),
+        silences: Arc::new(Silences::in_memory()),
     };
     let router = web::router(pages, Arc::new(auth));
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");

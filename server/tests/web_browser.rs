@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::archive_support::skip;
+use crate::auth::Authority;
 use crate::correlate_node::{MIB, MS, Node, Process, SECOND, SIGKILL, SIGSEGV};
 use crate::web::{kill, links, node, release, until};
 use crate::whole_server::{Stream, Whole, hello};
+use tapio_wire::program::tls::ServerFiles;
 
 const TOKEN: &str = "open;sesame";
 
@@ -103,18 +105,20 @@ async fn a_person_reads_filters_follows_and_copies_in_a_browser() {
     ] {
         until(address, path, part).await;
     }
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), TOKEN).expect("written");
+    let authority = Authority::new();
+    let file = |name: &str| authority.folder.path().join(name);
+    std::fs::write(file("token"), TOKEN).expect("written");
     let guarded = Whole::start(|config| {
-        config.server.auth.token_file = Some(file.path().to_owned());
-        config.metrics.api = Some(true);
+        config.server.auth.token_file = Some(file("token"));
+        config.server.tls_enabled = true;
+        config.server.tls = ServerFiles { cert: file("server.pem"), key: file("server.key"), client_ca: None };
     })
     .await;
 
     let mut command = Command::new("python3");
     command.arg(top().join("perf/lab/web/browser.py")).arg("--axe").arg(axe);
     command.args(["--server", &format!("http://{address}"), "--finding", &finding, "--token", TOKEN]);
-    command.args(["--guarded", &format!("http://{}", guarded.pipeline.http_address)]);
+    command.args(["--guarded", &format!("https://{}", guarded.pipeline.http_address)]);
     if let Some(shots) = std::env::var_os("TAPIO_SHOTS") {
         command.arg("--shots").arg(target.join(shots));
     }

@@ -23,6 +23,8 @@ use super::scan::is_sound;
 use super::segments::segment_path;
 use crate::findings::journal;
 
+/// What is silenced, beside the segments.
+pub const SILENCES_FILE: &str = "silences.json";
 /// Segments that are opened before the first is copied, the oldest ones: retention may delete them meanwhile.
 const OPEN_MAX: usize = 256;
 /// Bytes of the open segment that are read at once, unless a record is longer.
@@ -124,7 +126,9 @@ pub fn copy(from: &Path, to: &Path, read: &mut dyn FnMut(u64)) -> Result<Copied,
 fn fill(from: &Path, partial: &Path, read: &mut dyn FnMut(u64)) -> Result<Copied, CopyError> {
     let mut copied = Copied::default();
     copy_journal(from, partial, &mut copied, read)?;
-    copy_ages(from, partial, &mut copied, read)?;
+    for name in [ages::FILE, SILENCES_FILE] {
+        copy_whole(name, (from, partial), &mut copied, read)?;
+    }
     let segments = Reader::new(from).segments()?;
     let mut opened = Vec::new();
     let gaps = damage::gaps(&segments).map_err(|source| ReadError::Directory { dir: from.to_owned(), source })?;
@@ -307,9 +311,15 @@ impl Window {
     }
 }
 
-/// Copies how old the segments are. One that is closed later counts as closed when a server starts from the copy.
-fn copy_ages(from: &Path, partial: &Path, copied: &mut Copied, read: &mut dyn FnMut(u64)) -> Result<(), CopyError> {
-    let (source, to) = (from.join(ages::FILE), partial.join(ages::FILE));
+/// Copies how old the segments are, or what is silenced: files that are replaced as a whole. A segment that is closed later counts
+/// as closed when a server starts from the copy.
+fn copy_whole(
+    name: &str,
+    (from, partial): (&Path, &Path),
+    copied: &mut Copied,
+    read: &mut dyn FnMut(u64),
+) -> Result<(), CopyError> {
+    let (source, to) = (from.join(name), partial.join(name));
     let bytes = match fs::read(&source) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -418,6 +428,7 @@ mod tests {
         fs::write(segment_path(&from, 7), &bytes).expect("written");
         fs::write(from.join("findings.jsonl"), "{}\n{}\n{\"to").expect("written");
         fs::write(from.join("ages.json"), "{}").expect("written");
+        fs::write(from.join("silences.json"), "[]").expect("written");
         fs::create_dir(&to).expect("made");
         fs::write(to.join("x"), "").expect("written");
         assert!(matches!(copy(&from, &to, &mut |_| {}), Err(CopyError::NotEmpty { .. })));
@@ -432,6 +443,7 @@ mod tests {
         assert_eq!(fs::read(segment_path(&to, 7)).expect("readable"), bytes[..end]);
         assert_eq!(fs::read_to_string(to.join("findings.jsonl")).expect("readable"), "{}\n{}\n");
         assert_eq!(fs::read_to_string(to.join("ages.json")).expect("readable"), "{}");
+        assert_eq!(fs::read_to_string(to.join("silences.json")).expect("readable"), "[]");
         let modified = |path: PathBuf| fs::metadata(path).and_then(|metadata| metadata.modified()).expect("a time");
         assert_eq!(modified(segment_path(&to, 7)), modified(segment_path(&from, 7)));
         assert!(!folder.path().join("copy.partial").exists());

@@ -42,7 +42,7 @@ struct Bucket {
 /// Writes one line for each call: who asked what.
 pub struct Audit {
     /// Allowed and denied calls of each purpose.
-    buckets: Mutex<[Bucket; 6]>,
+    buckets: Mutex<[Bucket; 8]>,
     calls: IntCounterVec,
     left_out: IntCounterVec,
 }

@@ -43,6 +43,9 @@ pub struct TokenReviewSection {
     /// Who may query, named likewise.
     #[schemars(with = "Vec<String>", example = ["monitoring/tapioctl"])]
     pub may_query: Vec<Subject>,
+    /// Who may silence and acknowledge findings, named likewise; others may not, though they may query.
+    #[schemars(with = "Vec<String>", example = ["user:jane@example.com", "group:oncall"])]
+    pub may_silence: Vec<Subject>,
     /// How long a good token is not asked about again.
     #[serde(deserialize_with = "units::duration")]
     pub ttl: Duration,
@@ -60,6 +63,7 @@ impl Default for TokenReviewSection {
             audience: "tapio".into(),
             may_ship: vec![Subject::account("tapio-system", "tapio-collector")],
             may_query: Vec::new(),
+            may_silence: Vec::new(),
             ttl: Duration::from_secs(60),
             refused_ttl: Duration::from_secs(10),
             kubeconfig: None,

@@ -95,7 +95,7 @@ where
             request.extensions_mut().insert(Arc::clone(&caller));
             let response = inner.call(request).await?;
             // The ingest logs collectors' streams; health checks are not audited.
-            if purpose == Purpose::Query {
+            if matches!(purpose, Purpose::Query | Purpose::Silence) {
                 let code = response.headers().get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()));
                 let outcome = code.filter(|code| *code != Code::Ok).map(|code| format!("{code:?}"));
                 record.identity = &caller.identity;

@@ -58,13 +58,17 @@ pub enum Purpose {
     Query,
     /// Health and reflection: whoever may do one of the others may do this.
     Other,
+    /// To say of what nobody is notified.
+    Silence,
 }
 
 impl Purpose {
     fn of_path(path: &str) -> Self {
-        match path.trim_start_matches('/').split('/').next() {
-            Some("tapio.v1.Ingest") => Self::Ship,
-            Some("tapio.v1.Query") => Self::Query,
+        let mut parts = path.trim_start_matches('/').split('/');
+        match (parts.next(), parts.next()) {
+            (Some("tapio.v1.Ingest"), _) => Self::Ship,
+            (Some("tapio.v1.Query"), _) | (Some("tapio.v1.Silences"), Some("ListSilences")) => Self::Query,
+            (Some("tapio.v1.Silences"), _) => Self::Silence,
             _ => Self::Other,
         }
     }
@@ -75,6 +79,7 @@ impl Purpose {
             Self::Ship => "ship",
             Self::Query => "query",
             Self::Other => "other",
+            Self::Silence => "silence",
         }
     }
 }
@@ -253,7 +258,7 @@ impl Auth {
         identity.push_str(by_token);
         let nodes = match purpose {
             Purpose::Ship => self.nodes(&names, &account)?,
-            Purpose::Query | Purpose::Other => None,
+            Purpose::Query | Purpose::Other | Purpose::Silence => None,
         };
         Ok(Caller { identity, nodes })
     }
@@ -280,6 +285,7 @@ impl Auth {
         let (is_allowed, key) = match purpose {
             Purpose::Ship => (account.is_among(&section.may_ship), "may_ship"),
             Purpose::Query => (account.is_among(&section.may_query), "may_query"),
+            Purpose::Silence => (account.is_among(&section.may_silence), "may_silence"),
             Purpose::Other => {
                 (account.is_among(&section.may_ship) || account.is_among(&section.may_query), "may_query")
             }

@@ -1,7 +1,8 @@
 //! Findings as alerts of Alertmanager.
 //!
 //! What enters: versions of findings. What leaves: one alert for each, by the API that Prometheus uses. What must hold: an alert
-//! fires while its finding stands, also after Alertmanager has forgotten it, and is resolved when the finding is withdrawn or over.
+//! fires while its finding stands, also after Alertmanager has forgotten it, and is resolved when the finding is withdrawn, over, or
+//! silenced.
 //!
 //! ```text
 //! POST <url>/api/v2/alerts   [{"labels", "annotations", "startsAt", "endsAt", "generatorURL"}]
@@ -17,14 +18,14 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use serde_json::{Value, json};
-use tapio_wire::service::Finding;
+use tapio_wire::service::{Finding, Silence};
 
 use super::config::AlertmanagerSection;
 use super::marks::now_seconds;
 use super::receiver::Receiver;
 use super::webhook::SinkConfigError;
-use super::{Delivering, Delivery, Sink, SinkError};
-use crate::render::rfc3339;
+use super::{Delivering, Delivery, Sink, SinkError, WhenSilenced};
+use crate::render::{clean, rfc3339};
 
 const NS: u64 = 1_000_000_000;
 /// Minimum time for which a late alert fires: a group waits before it notifies.
@@ -90,6 +91,8 @@ impl Alertmanager {
             "advice": finding.advice.first().map_or("", String::as_str),
             "certainty": format!("{:.0} %{}", finding.confidence * 100.0, if finding.possible { ", possible" } else { "" }),
             "count": finding.count.to_string(),
+            "silenced": finding.silence.as_ref().map_or_else(String::new, said),
+            "acknowledged": finding.acknowledged.as_ref().map_or_else(String::new, said),
         });
         if let Some(annotations) = annotations.as_object_mut() {
             annotations.retain(|_, value| value != "");
@@ -107,7 +110,7 @@ impl Alertmanager {
 
     /// Until when it fires. A state fires until it is over; an event for a while.
     fn ends_ns(&self, finding: &Finding, now_ns: u64, is_known: bool) -> u64 {
-        if finding.withdrawn || finding.resolved_ns > 0 {
+        if finding.withdrawn || finding.resolved_ns > 0 || finding.silence.is_some() {
             return now_ns;
         }
         let sent_again = now_ns.saturating_add((self.section.repeat * PAUSES).as_nanos() as u64);
@@ -163,6 +166,13 @@ impl Alertmanager {
     }
 }
 
+/// Who said so, until when, and why.
+fn said(silence: &Silence) -> String {
+    let by = if silence.by.is_empty() { String::new() } else { format!("by {}, ", clean(&silence.by)) };
+    let why = if silence.reason.is_empty() { String::new() } else { format!(": {}", clean(&silence.reason)) };
+    format!("{by}until {}{why}", rfc3339(silence.until_ns))
+}
+
 /// `TapioMemoryLimitKill` for `memory-limit-kill`.
 pub(super) fn alert_name(pattern: &str) -> String {
     let words = pattern.split(['-', '_']).map(|word| {
@@ -195,6 +205,10 @@ impl Sink for Alertmanager {
         self.section.only.names(finding)
     }
 
+    fn when_silenced(&self) -> WhenSilenced {
+        WhenSilenced::End
+    }
+
     /// The labels, by which Alertmanager knows an alert.
     fn note(&self, finding: &Finding) -> Option<String> {
         // Texts by texts: nothing that JSON cannot hold.
@@ -207,8 +221,9 @@ impl Sink for Alertmanager {
 
     fn stands(&self, finding: &Finding) -> bool {
         let fires_ns = self.section.fires_for.as_nanos() as u64;
-        finding.ongoing
-            || finding.resolved_ns == 0 && finding.published_ns.saturating_add(fires_ns) > now_seconds() * NS
+        let is_on = finding.ongoing
+            || finding.resolved_ns == 0 && finding.published_ns.saturating_add(fires_ns) > now_seconds() * NS;
+        is_on && finding.silence.is_none()
     }
 }
 
@@ -261,6 +276,12 @@ mod tests {
         assert_eq!(sink.ends_ns(&late, now_ns, true), now_ns);
         let state = Finding { ongoing: true, ..death.clone() };
         assert_eq!(sink.ends_ns(&state, now_ns, true), now_ns + 240 * NS);
+        // Who silences it here wants it to end there, and not to fire until it runs out.
+        let silence = Silence { by: "jane\u{1b}[2J".into(), reason: "a rehearsal".into(), ..Silence::default() };
+        let silenced = Finding { silence: Some(silence), ..state.clone() };
+        assert!(sink.ends_ns(&silenced, now_ns, true) == now_ns && !sink.stands(&silenced) && sink.stands(&state));
+        let said = sink.alert(&silenced, &labels, now_ns, true)["annotations"]["silenced"].to_string();
+        assert!(said.contains("by jane\u{fffd}[2J, until") && said.contains(": a rehearsal"), "{said}");
         for over in [Finding { resolved_ns: 1, ..death.clone() }, Finding { withdrawn: true, ..death.clone() }] {
             assert_eq!(sink.ends_ns(&over, now_ns, false), now_ns);
         }

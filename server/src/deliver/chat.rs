@@ -135,7 +135,9 @@ impl Chat {
     }
 
     async fn post(&self, delivery: &Delivery) -> Result<(), SinkError> {
-        if delivery.is_known {
+        // Whoever deals with it is not called again before it is over.
+        let is_dealt_with = delivery.finding.acknowledged.is_some() && State::of(&delivery.finding) == State::Stands;
+        if delivery.is_known || is_dealt_with {
             return Ok(());
         }
         let message = self.message(&delivery.finding, !delivery.former.is_empty());

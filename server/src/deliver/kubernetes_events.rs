@@ -19,7 +19,7 @@ use tokio::sync::OnceCell;
 
 use super::alertmanager::alert_name;
 use super::config::KubernetesEventsSection;
-use super::{Delivering, Delivery, Sink, SinkError};
+use super::{Delivering, Delivery, Sink, SinkError, WhenSilenced};
 use crate::findings::Severity;
 use crate::kube_client;
 use crate::render::{clean, rfc3339};
@@ -181,6 +181,10 @@ impl Sink for KubernetesEvents {
 
     fn timeout(&self) -> Duration {
         TIMEOUT
+    }
+
+    fn when_silenced(&self) -> WhenSilenced {
+        WhenSilenced::Record
     }
 
     fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a> {

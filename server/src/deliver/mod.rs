@@ -24,6 +24,7 @@ mod marks;
 mod only;
 mod queue;
 mod receiver;
+mod standing;
 mod webhook;
 mod worker;
 
@@ -53,6 +54,7 @@ use worker::Worker;
 
 use crate::cluster::{ClusterSection, Leadership, Link};
 use crate::findings::FindingStore;
+use crate::silences::Silences;
 use crate::vitals::{Pulse, Sign, Vitals};
 
 /// One version of a finding on its way outwards.
@@ -83,6 +85,17 @@ pub enum SinkError {
     Refused(String),
 }
 
+/// What a sink does with findings while they are silenced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenSilenced {
+    /// It sends nothing of them, except that they are withdrawn.
+    Hold,
+    /// It sends one version with the silence in it, so that its receiver ends what it shows.
+    End,
+    /// It sends them as if there were no silence: its receiver keeps records, and calls nobody.
+    Record,
+}
+
 /// What a sink answers.
 pub type Delivering<'a> = Pin<Box<dyn Future<Output = Result<(), SinkError>> + Send + 'a>>;
 
@@ -97,6 +110,11 @@ pub trait Sink: Send + Sync {
     /// Whether its receiver is to hear of a finding at all. Of what it was sent once it hears every change.
     fn wants(&self, _finding: &Finding) -> bool {
         true
+    }
+
+    /// What becomes of findings while they are silenced.
+    fn when_silenced(&self) -> WhenSilenced {
+        WhenSilenced::Hold
     }
 
     /// Delivers once. [`Ok`] means that the receiver has it.
@@ -125,6 +143,8 @@ pub struct Source {
     pub leadership: Arc<Leadership>,
     /// The servers' log, where there is one: nothing is delivered while it is away or is not read to its end.
     pub link: Option<Arc<Link>>,
+    /// Of what nobody is notified.
+    pub silences: Arc<Silences>,
 }
 
 /// Where marks are kept.

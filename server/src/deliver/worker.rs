@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tapio_wire::program::backoff::doubled;
 use tapio_wire::service::Finding;
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::figures::Figures;
 use super::marks::{Known, Mark, MarkState, Marks, MarksError, content, noted, now_seconds};
 use super::queue::{Queue, UNANSWERED_MAX, Waiting};
-use super::{Delivery, Sink, SinkError, Source};
+use super::standing::{Changes, Standing};
+use super::{Delivery, Sink, SinkError, Source, WhenSilenced};
 use crate::cluster::Term;
 
 /// Shortest pause between two attempts of a sink that is away, or whose marks cannot be written.
@@ -39,50 +39,6 @@ pub(super) struct Worker<M> {
     marks: M,
     figures: Arc<Figures>,
 }
-
-/// What is known in one term.
-struct Standing {
-    known: HashMap<String, Known>,
-    queue: Queue,
-    /// The last publication that was looked at.
-    seen_ns: u64,
-    /// Publications that were received since.
-    heard: Vec<Arc<Finding>>,
-    /// Something was missed: the store is asked, which costs it a walk over all that it has.
-    is_behind: bool,
-    purge_at: Instant,
-    repeat_at: Instant,
-}
-
-impl Standing {
-    fn hear(&mut self, received: Result<Arc<Finding>, RecvError>) {
-        match received {
-            Ok(finding) => self.heard.push(finding),
-            Err(RecvError::Lagged(_)) => self.is_behind = true,
-            Err(RecvError::Closed) => {}
-        }
-    }
-
-    /// What was published since the last look, in that order.
-    fn news(&mut self, changes: &mut Changes, source: &Source) -> Vec<Arc<Finding>> {
-        loop {
-            match changes.try_recv() {
-                Ok(finding) => self.heard.push(finding),
-                Err(TryRecvError::Lagged(_)) => self.is_behind = true,
-                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
-            }
-        }
-        let mut news = std::mem::take(&mut self.heard);
-        if std::mem::take(&mut self.is_behind) {
-            news = source.store.changed_after(self.seen_ns);
-        }
-        news.retain(|finding| finding.published_ns > self.seen_ns);
-        self.seen_ns = news.last().map_or(self.seen_ns, |finding| finding.published_ns);
-        news
-    }
-}
-
-type Changes = broadcast::Receiver<Arc<Finding>>;
 
 /// What came of one attempt.
 enum Outcome {
@@ -150,6 +106,7 @@ impl<M: Marks> Worker<M> {
             purge_at: Instant::now(),
             // Another leader's receiver may have forgotten.
             repeat_at: Instant::now(),
+            silences: None,
         };
         self.find_gone(&mut standing);
         let (mut failures, mut next) = (0, Instant::now());
@@ -240,13 +197,19 @@ impl<M: Marks> Worker<M> {
     fn look(&self, changes: &mut Changes, standing: &mut Standing) {
         let news_since = now_seconds().saturating_sub(NEWS_SECONDS);
         for finding in standing.news(changes, &self.source) {
+            let finding = self.marked(finding);
             let known = standing.known.get(&finding.id);
             let content = content(&finding);
+            let is_held =
+                finding.silence.is_some() && (known.is_none() || self.sink.when_silenced() == WhenSilenced::Hold);
             let is_news = match known {
+                _ if is_held => false,
                 Some(known) => !known.mark.settles(&content, finding.withdrawn),
                 // Its receiver never got it, so there is nothing to withdraw.
                 None if !self.sink.wants(&finding) => false,
-                None => !finding.withdrawn && (finding.ongoing || finding.published_ns / 1_000_000_000 >= news_since),
+                None if finding.withdrawn => false,
+                // What was silenced when it was found, and is over, is no news when the silence ends.
+                None => finding.ongoing || self.is_recent(&finding, news_since),
             };
             if is_news {
                 self.put(standing, finding, content);
@@ -255,6 +218,19 @@ impl<M: Marks> Worker<M> {
             }
         }
         self.figures.waiting.set(standing.queue.len() as i64);
+    }
+
+    fn is_recent(&self, finding: &Finding, news_since: u64) -> bool {
+        let is_covered = || self.sink.when_silenced() != WhenSilenced::Record && self.source.silences.covered(finding);
+        finding.published_ns / 1_000_000_000 >= news_since && !is_covered()
+    }
+
+    /// The finding with what holds for it, where its sink minds.
+    fn marked(&self, finding: Arc<Finding>) -> Arc<Finding> {
+        match self.sink.when_silenced() {
+            WhenSilenced::Record => finding,
+            WhenSilenced::Hold | WhenSilenced::End => self.source.silences.marked(finding),
+        }
     }
 
     fn put(&self, standing: &mut Standing, finding: Arc<Finding>, content: String) {
@@ -290,6 +266,11 @@ impl<M: Marks> Worker<M> {
         standing: &mut Standing,
     ) -> Result<Outcome, MarksError> {
         let finding = &waiting.finding;
+        if self.marked(Arc::clone(finding)).silence != finding.silence {
+            // It was silenced since it was put here, or is not any more.
+            standing.silences = None;
+            return Ok(Outcome::Settled);
+        }
         let before = standing.known.get(&finding.id).map(|known| known.mark.clone());
         let is_settled =
             |mark: Option<&Mark>| mark.is_some_and(|mark| mark.settles(&waiting.content, finding.withdrawn));
@@ -337,11 +318,30 @@ impl<M: Marks> Worker<M> {
             former,
         };
         let allowed = self.sink.timeout().min(left);
-        let mut attempt = Box::pin(timeout(allowed, self.sink.deliver(&delivery)));
-        let answer = loop {
+        if let Err(error) = self.attempt(&delivery, allowed, changes, standing).await {
+            return Ok(Outcome::Failed(error));
+        }
+        self.figures.delivered(is_repeat);
+        let notes = note.filter(|_| !finding.withdrawn).into_iter().collect();
+        let confirmed = Mark { state: MarkState::Confirmed, notes, ..intent };
+        self.close(term, &finding.id, &confirmed, &mut standing.known).await?;
+        Ok(Outcome::Settled)
+    }
+
+    /// Lets the sink deliver. What is published meanwhile waits here, so that none of it goes unnoticed.
+    async fn attempt(
+        &self,
+        delivery: &Delivery,
+        allowed: Duration,
+        changes: &mut Changes,
+        standing: &mut Standing,
+    ) -> Result<(), SinkError> {
+        let mut attempt = Box::pin(timeout(allowed, self.sink.deliver(delivery)));
+        loop {
             tokio::select! {
-                answer = &mut attempt => break answer,
-                // What is published meanwhile waits here, so that none of it goes unnoticed.
+                answer = &mut attempt => {
+                    return answer.unwrap_or_else(|_| Err(SinkError::Away(format!("no answer within {allowed:?}"))));
+                }
                 received = changes.recv() => {
                     standing.hear(received);
                     self.look(changes, standing);
@@ -349,18 +349,7 @@ impl<M: Marks> Worker<M> {
                     self.figures.waiting.inc();
                 }
             }
-        };
-        drop(attempt);
-        match answer {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Ok(Outcome::Failed(error)),
-            Err(_) => return Ok(Outcome::Failed(SinkError::Away(format!("no answer within {allowed:?}")))),
         }
-        self.figures.delivered(is_repeat);
-        let notes = note.filter(|_| !finding.withdrawn).into_iter().collect();
-        let confirmed = Mark { state: MarkState::Confirmed, notes, ..intent };
-        self.close(term, &finding.id, &confirmed, &mut standing.known).await?;
-        Ok(Outcome::Settled)
     }
 
     /// Sends again what the receiver was given and may have forgotten, until one attempt fails. No mark is moved by it.
@@ -371,7 +360,8 @@ impl<M: Marks> Worker<M> {
             return;
         }
         let (findings, _) = self.source.store.everything();
-        for finding in findings.into_iter().filter(|finding| self.sink.stands(finding)) {
+        let marked = findings.into_iter().map(|finding| self.marked(finding));
+        for finding in marked.filter(|finding| self.sink.stands(finding)) {
             let Some(mark) = standing.known.get(&finding.id).map(|known| &known.mark) else { continue };
             let content = content(&finding);
             if mark.state != MarkState::Confirmed || mark.content != content {

@@ -104,6 +104,8 @@ pub fn finding(pattern: &Pattern, found: &Match, context: Context<'_>) -> Option
         resolved_ns: context.ended.map_or(0, |ended| ended.at_ns),
         missing_servers: Vec::new(),
         cluster: String::new(),
+        silence: None,
+        acknowledged: None,
     })
 }
 

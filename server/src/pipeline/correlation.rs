@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::correlate::{ClueBus, CorrelateConfig, Correlator, InProcessBus, LossBook, LossView, Topology};
 use crate::findings::journal::{self, Journal, JournalMetrics};
 use crate::findings::{Finder, FinderConfig, FindingStore, PatternSet};
+use crate::silences::{SharedSilences, Silences};
 use crate::vitals::{Pulse, Sign, Vitals};
 
 /// How often the finder is asked whether it is there.
@@ -25,6 +26,9 @@ pub(super) struct Correlation {
     pub patterns: Arc<PatternSet>,
     pub losses: Arc<LossBook>,
     pub store: Arc<FindingStore>,
+    pub silences: Arc<Silences>,
+    /// Shares them with other servers, where there are some.
+    pub shared_silences: Option<SharedSilences>,
     pub journal: Journal,
     pub finder: Finder,
     pub cluster: Option<Arc<Cluster>>,
@@ -91,13 +95,20 @@ impl Correlation {
         };
         let correlator = Arc::new(Correlator::start(&correlate_config, topology, Arc::clone(&losses), bus)?);
         correlator.register(registry)?;
-        Ok(Self { patterns, losses, store, journal, finder, cluster, correlator })
+        let silences = Arc::new(Silences::open(&config.archive.dir));
+        silences.register(registry)?;
+        let shared = cluster.as_ref().map(|_| SharedSilences::start(&config.cluster, &silences)).transpose();
+        let shared_silences = shared.map_err(PipelineError::Log)?;
+        Ok(Self { patterns, losses, store, silences, shared_silences, journal, finder, cluster, correlator })
     }
 
     /// Watches its threads until `ended`.
     pub fn watch(&self, vitals: &Vitals, ended: &watch::Receiver<bool>) {
         vitals.watch("finder", watch_finder(self.finder.bus(), ended.clone()));
         vitals.watch("journal", self.journal.sign());
+        if let Some(shared) = &self.shared_silences {
+            vitals.watch("log-silences", shared.sign());
+        }
         if let Some(cluster) = &self.cluster {
             cluster.watch(vitals);
         }

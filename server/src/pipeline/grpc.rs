@@ -14,10 +14,11 @@ use super::{PipelineError, ToShards};
 use crate::archive::ArchiveState;
 use crate::auth::{Auth, GateLayer};
 use crate::ingest::{self, IngestService};
-use crate::query::QueryService;
+use crate::query::{QueryService, SilencesService};
 use crate::tls::{self, AcceptMetrics, TlsMetrics};
 use crate::vitals::{Pulse, Vitals};
 use tapio_wire::service::query_server::QueryServer;
+use tapio_wire::service::silences_server::SilencesServer;
 
 const INGEST_SERVICE: &str = "tapio.v1.Ingest";
 const QUERY_SERVICE: &str = "tapio.v1.Query";
@@ -38,7 +39,7 @@ impl Grpc {
     pub fn serve(
         self,
         ingest: &IngestService<ToShards>,
-        query: QueryServer<QueryService>,
+        (query, silences): (QueryServer<QueryService>, SilencesServer<SilencesService>),
         archive: watch::Receiver<ArchiveState>,
         readiness: watch::Sender<ArchiveState>,
         vitals: &Vitals,
@@ -54,6 +55,7 @@ impl Grpc {
             .layer(GateLayer(self.auth))
             .add_service(ingest.server())
             .add_service(query)
+            .add_service(silences)
             .add_service(health)
             .add_service(reflection);
         let connections_max = self.streams_max as usize * 5 / 4 + CONNECTIONS_EXTRA;

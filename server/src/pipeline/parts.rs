@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use prometheus::{IntGauge, Registry};
 use tapio_wire::limits::FRAME_EVENTS_MAX;
-use tapio_wire::program::tls::Watched;
+use tapio_wire::program::tls::{ServerFiles, Watched};
 use tapio_wire::service::StatusResponse;
 use tokio::sync::watch;
 
@@ -44,7 +43,7 @@ pub(super) struct Status {
     pub started: Instant,
 }
 
-/// What HTTP serves besides its own: the API and the page, or that both are off.
+/// What HTTP serves besides its own: the API and the page, or that both are off, or the way to where they are.
 pub(super) fn routes(
     config: &Config,
     core: &Correlation,
@@ -52,14 +51,24 @@ pub(super) fn routes(
     peers: Option<&Arc<Peers>>,
     auth: &Arc<Auth>,
     status: &LateStatus,
-) -> Router {
-    if !config.serves_api() {
-        return api::router_off().merge(web::router_off());
+    tls: Option<Arc<Watched<ServerFiles>>>,
+) -> http::Routes {
+    let off = || api::router_off().merge(web::router_off());
+    if !config.serves_api() && !config.serves_api_over_tls() {
+        return http::Routes { clear: off(), over_tls: off(), tls };
     }
     let (store, peers) = (Arc::clone(&core.store), peers.cloned());
-    let api = api::router(Arc::clone(&store), events.clone(), peers.clone(), Arc::clone(auth));
+    let silences = Arc::clone(&core.silences);
+    let api = api::router(Arc::clone(&store), events.clone(), peers.clone(), Arc::clone(&silences), Arc::clone(auth));
     let (patterns, status) = (Arc::clone(&core.patterns), Arc::clone(status));
-    api.merge(web::router(Pages { store, events: events.clone(), peers, patterns, status }, Arc::clone(auth)))
+    let pages = Pages { store, events: events.clone(), peers, patterns, status, silences };
+    let over_tls = api.merge(web::router(pages, Arc::clone(auth)));
+    let clear = match (config.serves_api(), config.serves_api_over_tls()) {
+        (true, _) => over_tls.clone(),
+        (false, true) => api::router_off().merge(web::router_to_tls()),
+        (false, false) => off(),
+    };
+    http::Routes { clear, over_tls, tls }
 }
 
 impl StatusSource for Status {
@@ -140,11 +149,11 @@ fn names(config: &Config) -> Names {
 /// Delivers findings to the sinks that are configured. The archive's lock is held, and what it says was found again.
 pub(super) fn start_deliverer(
     config: &Config,
-    store: &Arc<FindingStore>,
-    cluster: Option<&Cluster>,
+    core: &Correlation,
     registry: &Registry,
 ) -> Result<Deliverer, PipelineError> {
     let metrics = DeliverMetrics::register(registry)?;
+    let (store, cluster) = (&core.store, core.cluster.as_deref());
     let server = config.cluster.server_name();
     let (leadership, link, marks) = match cluster {
         Some(cluster) => {
@@ -166,7 +175,7 @@ pub(super) fn start_deliverer(
     if let Some(section) = &config.deliver.kubernetes_events {
         sinks.push(Box::new(KubernetesEvents::new(section, &server)));
     }
-    let source = Source { store: Arc::clone(store), leadership, link };
+    let source = Source { store: Arc::clone(store), leadership, link, silences: Arc::clone(&core.silences) };
     let deliverer = Deliverer::start(&source, sinks, &marks, &metrics).map_err(PipelineError::Deliver)?;
     let Some(link) = &source.link else { return Ok(deliverer) };
     let keeper = Keeper::start(&config.cluster, store, &source.leadership, link).map_err(PipelineError::Deliver)?;

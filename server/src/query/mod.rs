@@ -6,6 +6,7 @@
 mod events;
 mod list;
 mod peers;
+mod silences;
 pub mod why;
 
 use std::pin::Pin;
@@ -25,10 +26,13 @@ use tonic::{Request, Response};
 
 use crate::events::Choice;
 use crate::findings::{FindingStore, LookupError, Position};
+use crate::silences::Silences;
 
 pub use events::{EventSource, Refused};
 pub use list::{Page, SEVERITIES, list, page};
 pub use peers::Peers;
+pub use silences::{SilencesService, silences_service};
+pub(crate) use silences::{acknowledge, status_of};
 
 /// Bytes of an id or a page token.
 const TOKEN_BYTES_MAX: usize = 128;
@@ -43,17 +47,19 @@ pub trait StatusSource: Send + Sync + 'static {
 
 /// The query service over a store.
 pub fn service(store: Arc<FindingStore>, status: Arc<dyn StatusSource>) -> QueryServer<QueryService> {
-    QueryServer::new(QueryService { store, status, events: None, peers: None })
+    let silences = Arc::new(Silences::in_memory());
+    QueryServer::new(QueryService { store, status, events: None, peers: None, silences })
 }
 
-/// The query service over a store and an archive, and what other servers have.
+/// The query service over a store and an archive, what is silenced of it, and what other servers have.
 pub fn service_with_events(
     store: Arc<FindingStore>,
     status: Arc<dyn StatusSource>,
     events: EventSource,
     peers: Option<Arc<Peers>>,
+    silences: Arc<Silences>,
 ) -> QueryServer<QueryService> {
-    QueryServer::new(QueryService { store, status, events: Some(events), peers })
+    QueryServer::new(QueryService { store, status, events: Some(events), peers, silences })
 }
 
 /// See [`service`].
@@ -62,6 +68,7 @@ pub struct QueryService {
     status: Arc<dyn StatusSource>,
     events: Option<EventSource>,
     peers: Option<Arc<Peers>>,
+    silences: Arc<Silences>,
 }
 
 impl Position {
@@ -121,6 +128,7 @@ impl Query for QueryService {
         request: Request<ListFindingsRequest>,
     ) -> Result<Response<ListFindingsResponse>, tonic::Status> {
         let mut listed = list(&self.store, &request.into_inner()).map_err(tonic::Status::invalid_argument)?;
+        listed.findings.iter_mut().for_each(|finding| self.silences.mark(finding));
         listed.incomplete = unheard(self.peers.as_deref(), &self.store);
         Ok(Response::new(listed))
     }
@@ -128,7 +136,7 @@ impl Query for QueryService {
     async fn get_finding(&self, request: Request<GetFindingRequest>) -> Result<Response<Finding>, tonic::Status> {
         let request = request.into_inner();
         match self.store.get(bounded(&request.id)?) {
-            Ok(finding) => Ok(Response::new((*finding).clone())),
+            Ok(finding) => Ok(Response::new((*self.silences.marked(finding)).clone())),
             Err(error @ LookupError::NotFound(_)) => Err(tonic::Status::not_found(error.to_string())),
             Err(error @ LookupError::Ambiguous { .. }) => Err(tonic::Status::invalid_argument(error.to_string())),
         }
@@ -143,7 +151,14 @@ impl Query for QueryService {
         let since_ns = request.into_inner().since_ns;
         let (sender, receiver) = mpsc::channel(WATCHER_QUEUE);
         tokio::spawn(watch(Arc::clone(&self.store), since_ns, None, sender));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let silences = Arc::clone(&self.silences);
+        let marked = ReceiverStream::new(receiver).map(move |finding| {
+            finding.map(|mut finding| {
+                silences.mark(&mut finding);
+                finding
+            })
+        });
+        Ok(Response::new(Box::pin(marked)))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, tonic::Status> {

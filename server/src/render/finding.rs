@@ -7,6 +7,7 @@ use tapio_wire::service::{Death, EntityRef, Evidence, Finding, Loss};
 use unicode_width::UnicodeWidthStr;
 
 use super::layout::{Style, clean, padded, wrap};
+use super::silence::held;
 use super::time::for_people;
 use crate::findings::text;
 
@@ -39,9 +40,14 @@ pub fn list_row(style: Style, finding: &Finding) -> String {
     } else {
         String::new()
     };
+    let held = match (&finding.silence, &finding.acknowledged) {
+        (Some(_), _) => style.dim(" (silenced)"),
+        (None, Some(_)) => style.dim(" (acknowledged)"),
+        (None, None) => String::new(),
+    };
     let pod = finding.entity.as_ref().and_then(pod);
     format!(
-        "{} {} {:>5} {} {} {} {}{again}\n",
+        "{} {} {:>5} {} {} {} {}{again}{held}\n",
         style.dim(&for_people(finding.ended_ns)),
         style.severity(&finding.severity, &severity),
         percent(finding.confidence),
@@ -82,6 +88,9 @@ pub fn finding(style: Style, finding: &Finding) -> String {
     let _ = writeln!(out, "{}", style.dim(&span(finding)));
     if let Some(entity) = &finding.entity {
         let _ = writeln!(out, "{}", style.dim(&place(entity)));
+    }
+    for sentence in held(finding) {
+        out.push_str(&wrap("", &sentence));
     }
     section(style, &mut out, "What happened");
     out.push_str(&wrap("  ", &clean(&finding.summary)));

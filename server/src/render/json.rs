@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 use tapio_wire::service::{
-    Death, DeliveryStatus, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, ServerStatus, SourceLedger,
-    StatusResponse, Unanswered,
+    Death, DeliveryStatus, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, ServerStatus, Silence,
+    SourceLedger, StatusResponse, Unanswered,
 };
 
 use super::time::rfc3339;
@@ -123,9 +123,28 @@ pub fn finding_value(finding: &Finding) -> Value {
         })).collect::<Vec<_>>(),
         "withdrawn": finding.withdrawn,
         "superseded_by": finding.superseded_by,
+        "silence": finding.silence.as_ref().map(silence_value),
+        "acknowledged": finding.acknowledged.as_ref().map(silence_value),
         "revision": finding.revision,
         "published_at": rfc3339(finding.published_ns),
         "last_boottime_ns": finding.last_boottime_ns,
+    })
+}
+
+/// A silence or an acknowledgement.
+pub fn silence_value(silence: &Silence) -> Value {
+    json!({
+        "id": silence.id,
+        "pattern": silence.pattern,
+        "namespace": silence.namespace,
+        "workload": silence.workload,
+        "finding": silence.finding,
+        "since": rfc3339(silence.since_ns),
+        "until": rfc3339(silence.until_ns),
+        "reason": silence.reason,
+        "by": silence.by,
+        "ended_at": (silence.ended_ns > 0).then(|| rfc3339(silence.ended_ns)),
+        "ended_by": silence.ended_by,
     })
 }
 

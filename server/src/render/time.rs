@@ -30,6 +30,16 @@ pub fn parse_since(text: &str, now_ns: u64) -> Result<u64, String> {
     })
 }
 
+/// When something ends: in `2h`, or at a date, as [`parse_since`] reads them.
+pub fn parse_until(text: &str, now_ns: u64) -> Result<u64, String> {
+    if let Ok(lasts) = parse_duration(text) {
+        return Ok(now_ns.saturating_add(u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX)));
+    }
+    parse_date(text).ok_or_else(|| {
+        format!("\"{text}\" is no end: write how long (30m, 2h, 1d) or a date in UTC (2026-01-02T03:04:05Z)")
+    })
+}
+
 fn parse_date(text: &str) -> Option<u64> {
     let moment = match text.parse::<Timestamp>() {
         Ok(moment) => moment,
@@ -59,6 +69,17 @@ mod tests {
         }
         assert_eq!(for_people(1_700_000_000 * SECOND + 5_999_999), "2023-11-14 22:13:20.005 UTC");
         assert!(rfc3339(u64::MAX).starts_with("2554-"));
+    }
+
+    #[test]
+    fn an_end_is_a_while_from_now_or_a_date() {
+        let now = 1_700_000_000 * SECOND;
+        assert_eq!(parse_until("2h", now), Ok(now + 7200 * SECOND));
+        assert_eq!(parse_until("2023-11-15", now), Ok(1_700_006_400 * SECOND));
+        assert_eq!(parse_until("1d", u64::MAX - 5), Ok(u64::MAX));
+        for wrong in ["", "2", "tomorrow", "-2h"] {
+            assert!(parse_until(wrong, now).is_err(), "{wrong}");
+        }
     }
 
     #[test]

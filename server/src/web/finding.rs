@@ -12,10 +12,10 @@ use tapio_wire::service::{Death, EntityRef, Event, Evidence, Finding, Limit, Lis
 use super::curve::{self, Note};
 use super::frame::{self, PageHead};
 use super::timeline::{self, Band, Mark};
-use super::{Failure, Pages, commands, markdown, now_ns, or_nothing, parts};
+use super::{Failure, Pages, commands, markdown, now_ns, or_nothing, parts, silences};
 use crate::events::{self, Choice};
 use crate::findings::{Certainty, LookupError, text};
-use crate::query::{self, why};
+use crate::query::why;
 use crate::render;
 
 /// Maximum number of other findings that are listed.
@@ -41,7 +41,7 @@ pub async fn page(State(pages): State<Pages>, Path(name): Path<String>, headers:
         None => (name.as_str(), false),
     };
     let finding = match pages.store.get(id) {
-        Ok(finding) => finding,
+        Ok(finding) => pages.silences.marked(finding),
         Err(error @ LookupError::NotFound(_)) => return Failure::not_found(error.to_string()).into_response(),
         Err(error) => return Failure::usage(error.to_string()).into_response(),
     };
@@ -135,6 +135,7 @@ fn shown(pages: &Pages, finding: &Finding, around: &Around) -> Markup {
             (advice(finding))
             (others(pages, finding))
         }
+        (silences::of_finding(finding))
     }
 }
 
@@ -149,6 +150,7 @@ fn head(pages: &Pages, finding: &Finding) -> Markup {
             (certainty(finding, Certainty::of(&pages.patterns, finding).as_ref()))
             p.quiet { (render::span(finding)) ", " (parts::ago(finding.ended_ns, now_ns())) }
             (or_nothing(finding.entity.as_ref(), place))
+            @for sentence in render::held(finding) { p.notice { (sentence) } }
             p.actions {
                 a href={ "/f/" (parts::encoded(&finding.id)) ".md" } { "Markdown for a postmortem" }
                 " · id " code { (finding.id) }
@@ -402,7 +404,7 @@ fn others(pages: &Pages, finding: &Finding) -> Markup {
         (true, true) => request.pod = format!("{}/{}", entity.namespace, entity.pod),
         (false, _) => request.node = entity.node.clone(),
     }
-    let found = query::page(&pages.store, &request, usize::MAX).unwrap_or_default().findings;
+    let found = pages.page(&request, usize::MAX).unwrap_or_default().findings;
     let is_other = |other: &Arc<Finding>| {
         let is_same =
             has_owner || other.entity.as_ref().is_some_and(|of| of.name == entity.name && of.kind == entity.kind);

@@ -69,7 +69,7 @@ pub fn with_status(status: StatusCode, place: PageHead<'_>, main: &Markup) -> Ht
                 a.skip href="#main" { "Skip to the content" }
                 header.top {
                     a.brand href="/" { "Tapio" }
-                    nav aria-label="Main" { (link("/", "Findings")) (link("/ledger", "Ledger")) }
+                    nav aria-label="Main" { (link("/", "Findings")) (link("/silences", "Silences")) (link("/ledger", "Ledger")) }
                     p.live id="live" role="status" {}
                 }
                 main id="main" tabindex="-1" { (main) }

@@ -150,9 +150,14 @@ async fn read(request: axum::extract::Request) -> Result<Form<Pasted>, FormRejec
     <Form<Pasted> as axum::extract::FromRequest<()>>::from_request(request, &()).await
 }
 
-/// Whether a browser says that another site's page sent it.
-fn is_of_another_site(headers: &HeaderMap) -> bool {
-    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
+/// Whether a browser says that another site's page sent it. Older ones say it by the origin; what is no browser says nothing.
+pub fn is_of_another_site(headers: &HeaderMap) -> bool {
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return site != "same-origin" && site != "none";
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let host = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    host.is_none() || host != headers.get(header::HOST).and_then(|host| host.to_str().ok())
 }
 
 /// The cookie of a token that may query, or why it gets none.
@@ -199,6 +204,24 @@ mod tests {
         assert!(encoded(&all).bytes().all(|byte| !b";,\" \\".contains(&byte)));
         for wrong in ["%", "%4", "%zz", "%0a", "%c3%28", "a b"] {
             assert_eq!(decoded(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_form_of_another_site_is_known_and_refused() {
+        let of = |lines: &[(&'static str, &'static str)]| {
+            let lines = lines
+                .iter()
+                .map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)));
+            is_of_another_site(&lines.collect())
+        };
+        assert!(!of(&[]) && !of(&[("sec-fetch-site", "same-origin"), ("origin", "null")]));
+        for site in ["cross-site", "same-site"] {
+            assert!(of(&[("sec-fetch-site", site), ("origin", "https://a"), ("host", "a")]), "{site}");
+        }
+        assert!(!of(&[("origin", "https://a:1"), ("host", "a:1")]));
+        for origin in ["null", "https://b:1", "https://a:2", ""] {
+            assert!(of(&[("origin", origin), ("host", "a:1")]), "{origin}");
         }
     }
 

@@ -18,6 +18,7 @@ mod login;
 mod markdown;
 mod overview;
 mod parts;
+mod silences;
 mod subject;
 mod timeline;
 mod unknown;
@@ -27,13 +28,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use maud::Markup;
 use tapio_wire::program::clock::now_ns;
-use tapio_wire::service::{Event, StatusResponse, Unanswered};
+use tapio_wire::service::{Event, ListFindingsRequest, StatusResponse, Unanswered};
 use tonic::metadata::MetadataMap;
 
 use crate::api;
@@ -41,6 +42,7 @@ use crate::auth::Auth;
 use crate::events::Choice;
 use crate::findings::{FindingStore, PatternSet};
 use crate::query::{self, EventSource, Peers, StatusSource};
+use crate::silences::Silences;
 
 /// What the pages may load, and from where: nothing inline, nothing from elsewhere, in nobody's frame.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -64,6 +66,7 @@ pub struct Pages {
     pub peers: Option<Arc<Peers>>,
     pub patterns: Arc<PatternSet>,
     pub status: LateStatus,
+    pub silences: Arc<Silences>,
 }
 
 /// The pages, for whoever may query.
@@ -74,13 +77,17 @@ pub fn router(pages: Pages, auth: Arc<Auth>) -> Router {
         .route("/e/{id}", get(event::page))
         .route("/w/{namespace}/{*workload}", get(subject::workload))
         .route("/n/{node}", get(subject::node))
+        .route("/f/{id}/acknowledge", post(silences::acknowledge))
+        .route("/silences", get(silences::page).post(silences::add))
+        .route("/silences/{id}/end", post(silences::end))
         .route("/ledger", get(ledger::page))
         .route("/live", get(live::changes))
         .with_state(pages)
+        .layer(DefaultBodyLimit::max(FORM_BYTES_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(&auth), admit));
     let open = Router::new()
         .route("/login", get(login::form).post(login::submit))
-        .route("/logout", axum::routing::post(login::leave))
+        .route("/logout", post(login::leave))
         .with_state(auth)
         .layer(DefaultBodyLimit::max(FORM_BYTES_MAX))
         .merge(assets::router());
@@ -95,10 +102,31 @@ pub fn router_off() -> Router {
     Router::new().route("/", get(off)).merge(assets::router()).layer(middleware::map_response(secured))
 }
 
+/// What is served in the clear where the page is served over TLS: the way there. Nobody is to paste a token here.
+pub fn router_to_tls() -> Router {
+    async fn leads(request: Request) -> Response {
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        match (request.method(), host) {
+            (&Method::GET | &Method::HEAD, Some(host)) => {
+                axum::response::Redirect::temporary(&format!("https://{host}{path}")).into_response()
+            }
+            _ => frame::message(StatusCode::FORBIDDEN, "Not here", api::OFF).into_response(),
+        }
+    }
+    Router::new().fallback(leads).layer(middleware::map_response(secured))
+}
+
 /// Takes the token out of the cookie where no other came, and asks whether it may query.
 async fn admit(State(auth): State<Arc<Auth>>, mut request: Request, next: Next) -> Response {
+    let is_form = !matches!(*request.method(), Method::GET | Method::HEAD);
+    if is_form && login::is_of_another_site(request.headers()) {
+        return frame::message(StatusCode::FORBIDDEN, "Not done", "another site sent this form").into_response();
+    }
     let has_cookie = login::bear(&auth, request.headers_mut());
-    let to = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    // A form is not sent again after the login.
+    let to = if is_form { None } else { request.uri().path_and_query() };
+    let to = to.map_or("/silences", |path| path.as_str()).to_owned();
     api::guarded(&auth, request, next, |denied| {
         let (status, message) = api::denial(denied);
         login::refusal(status, &message, &to, has_cookie)
@@ -113,7 +141,8 @@ async fn secured(mut response: Response) -> Response {
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
+        // Nothing for others; with less a browser would not name the origin of our own forms.
+        (header::REFERRER_POLICY, "same-origin"),
         (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
         (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ] {
@@ -192,6 +221,13 @@ impl Pages {
                 answer => return answer,
             }
         }
+    }
+
+    /// Findings, with what is silenced marked.
+    fn page(&self, request: &ListFindingsRequest, limit: usize) -> Result<query::Page, String> {
+        let mut page = query::page(&self.store, request, limit)?;
+        page.findings.iter_mut().for_each(|finding| *finding = self.silences.marked(Arc::clone(finding)));
+        Ok(page)
     }
 
     /// Servers that are missing in what is found.

@@ -96,10 +96,10 @@ pub async fn page(State(pages): State<Pages>, asked: Result<Query<Asked>, QueryR
     let now_ns = now_ns();
     let request = asked.request(now_ns)?;
     let all = ListFindingsRequest { page_token: String::new(), ..request.clone() };
-    let all = query::page(&pages.store, &all, usize::MAX).map_err(Failure::usage)?.findings;
+    let all = pages.page(&all, usize::MAX).map_err(Failure::usage)?.findings;
     let listed = match asked.view.as_str() {
         "list" => {
-            let page = query::page(&pages.store, &request, FINDINGS).map_err(Failure::usage)?;
+            let page = pages.page(&request, FINDINGS).map_err(Failure::usage)?;
             list(&asked, &page, now_ns)
         }
         _ => grouped(&asked, &groups::of(&all), now_ns),

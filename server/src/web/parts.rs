@@ -102,6 +102,8 @@ pub fn standing(finding: &Finding) -> Markup {
             span.tag { "over after " (human_duration(finding.resolved_ns.saturating_sub(finding.started_ns))) }
         }
         @if finding.count > 1 { " " span.tag { (finding.count) "×" } }
+        @if finding.silence.is_some() { " " span.tag { "silenced" } }
+        @if finding.acknowledged.is_some() { " " span.tag { "acknowledged" } }
     }
 }
 

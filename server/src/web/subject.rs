@@ -13,7 +13,6 @@ use super::frame::{self, PageHead};
 use super::{Failure, Page, Pages, curve, ledger, now_ns, or_nothing, parts, unknown};
 use crate::events::{self, Choice};
 use crate::findings::text;
-use crate::query;
 use crate::query::why::{self, Subject, detail, field};
 use crate::render;
 
@@ -41,7 +40,7 @@ async fn story(pages: &Pages, subject: &Subject, headers: &HeaderMap) -> Result<
         node: subject.node.clone(),
         ..ListFindingsRequest::default()
     };
-    let findings = query::page(&pages.store, &request, usize::MAX).map_err(Failure::usage)?.findings;
+    let findings = pages.page(&request, usize::MAX).map_err(Failure::usage)?.findings;
     let since_ns = now_ns().saturating_sub(why::STATE_BACK_NS);
     let of_kinds = |kinds: &[&str]| Choice {
         since_ns,

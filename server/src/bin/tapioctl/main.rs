@@ -12,6 +12,7 @@ mod ledger;
 mod mcp;
 mod output;
 mod server;
+mod silence;
 mod top;
 mod why;
 
@@ -85,6 +86,11 @@ enum Command {
     Ledger(ledger::Arguments),
     /// Show the server, its nodes and whether the ledger closes
     Status,
+    /// Say of which findings nobody is notified for a while
+    #[command(subcommand)]
+    Silence(silence::Command),
+    /// Say that you deal with a finding: it stays in lists, and chats say no more than its end
+    Ack(silence::AckArguments),
     /// Let an assistant ask, by the Model Context Protocol on standard input and output
     Mcp,
     /// Print a script that completes this command's arguments in a shell
@@ -199,6 +205,8 @@ async fn run(arguments: Arguments, server: &ServerAt, forward: Option<Forward>) 
             let status = server::status(&mut client, server).await?;
             print(&format.one(&render::status_value(&status)).unwrap_or_else(|| render::status(style, &status)))
         }
+        Command::Silence(command) => silence::run(server, printing, command).await,
+        Command::Ack(arguments) => silence::acknowledge(server, printing, arguments).await,
         Command::Mcp => mcp::run(server, server.access_options(), forward).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

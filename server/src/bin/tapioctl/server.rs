@@ -16,6 +16,7 @@ use tapio_wire::program::dial;
 use tapio_wire::program::tls::{ClientFiles, Watched};
 use tapio_wire::program::token::{Bearer, TokenFile};
 use tapio_wire::service::query_client::QueryClient;
+use tapio_wire::service::silences_client::SilencesClient;
 use tapio_wire::service::{StatusRequest, StatusResponse, Unanswered};
 use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
@@ -35,6 +36,8 @@ const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// take.
 const NEXT_SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A client of silences.
+pub type Silences = SilencesClient<InterceptedService<Channel, Bearer>>;
 /// A query client.
 pub type Client = QueryClient<InterceptedService<Channel, Bearer>>;
 
@@ -253,6 +256,15 @@ pub async fn status(client: &mut Client, server: &ServerAt) -> Result<StatusResp
 
 /// Connects to the first of the servers that answers. A name stands for all addresses that it has.
 pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Failure> {
+    Ok(reach(server, with_timeout).await?.client)
+}
+
+/// The same, to say of what nobody is notified.
+pub async fn connect_silences(server: &ServerAt) -> Result<Silences, Failure> {
+    Ok(reach(server, true).await?.silences)
+}
+
+async fn reach(server: &ServerAt, with_timeout: bool) -> Result<Reached, Failure> {
     let mut failures: Vec<String> = Vec::new();
     let names = server.addresses();
     for name in &names {
@@ -280,7 +292,7 @@ pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Fa
                 _ => format!("{name} ({})", address.ip()),
             };
             match answered.await {
-                Ok(client) => return Ok(client),
+                Ok(reached) => return Ok(reached),
                 Err(NoAnswer::Reason(reason)) => failures.push(format!("{shown}: {reason}")),
                 Err(NoAnswer::Failure(Failure::Unreachable(reason))) => failures.push(reason),
                 Err(NoAnswer::Failure(failure)) => return Err(failure),
@@ -293,9 +305,10 @@ pub async fn connect(server: &ServerAt, with_timeout: bool) -> Result<Client, Fa
     }
 }
 
-/// A connection whose other side has not said anything yet.
+/// A connection.
 struct Reached {
     client: Client,
+    silences: Silences,
     health: HealthClient<InterceptedService<Channel, Bearer>>,
 }
 
@@ -307,12 +320,12 @@ enum NoAnswer {
 }
 
 /// Asks for the server's health. Every answer of a gRPC server will do, also that it has no such service or wants a token.
-async fn first_answer(mut reached: Reached, server: &ServerAt, is_only: bool) -> Result<Client, NoAnswer> {
+async fn first_answer(mut reached: Reached, server: &ServerAt, is_only: bool) -> Result<Reached, NoAnswer> {
     let patience = if is_only { FIRST_ANSWER_TIMEOUT } else { NEXT_SERVER_TIMEOUT };
     let asked = reached.health.check(HealthCheckRequest::default());
     let reason = match tokio::time::timeout(patience, asked).await {
-        Ok(Ok(_)) => return Ok(reached.client),
-        Ok(Err(status)) if is_of_server(&status) => return Ok(reached.client),
+        Ok(Ok(_)) => return Ok(reached),
+        Ok(Err(status)) if is_of_server(&status) => return Ok(reached),
         Ok(Err(status)) if is_only => return Err(NoAnswer::Failure(Failure::of(server, &status))),
         Ok(Err(status)) => format!("it does not speak gRPC, or went away ({})", innermost(&status)),
         Err(_) => format!(
@@ -393,7 +406,8 @@ impl Target {
             NoAnswer::Reason(causes.last().map_or_else(String::new, ToString::to_string))
         })?;
         let health = HealthClient::with_interceptor(channel.clone(), Bearer(self.token.clone()));
+        let silences = SilencesClient::with_interceptor(channel.clone(), Bearer(self.token.clone()));
         let client = QueryClient::with_interceptor(channel, Bearer(self.token.clone()));
-        Ok(Reached { client: client.max_decoding_message_size(ANSWER_BYTES_MAX), health })
+        Ok(Reached { silences, client: client.max_decoding_message_size(ANSWER_BYTES_MAX), health })
     }
 }
