@@ -5,6 +5,7 @@
  * signal_generate → signal_record, signal_deliver → signal_delivered_record, for the signals in signal_mask. A SIGKILL that
  * takes all threads is one record: the kernel spreads it without generating it again.
  */
+#include "registers.h"
 #include "task.h"
 
 /* Values in place of a pointer: no details, from the running task; and from the kernel itself. */
@@ -26,12 +27,26 @@
 #define SIGWINCH 28
 
 /*
- * A timer that ran out, a message queue, finished I/O: the task that was interrupted has nothing to do with it. Such codes can be
- * made up by rt_sigqueueinfo(2), of which the record has the code.
+ * Whether the running task brings the code along, by rt_sigqueueinfo(2) or its like: any process may say that a timer ran out. What
+ * it brings lies on its stack. A timer's lies elsewhere, wherever the timer runs out; a message queue's lies on the stack of who
+ * writes to it, in another call. Positive codes are refused, except to the caller itself.
  */
-static __always_inline bool is_from_kernel(s32 code)
+static __always_inline bool is_made_up(struct kernel_siginfo *info, s32 code)
 {
-	return code > 0 || (code <= SI_TIMER && code >= SI_SIGIO) || code == SI_ASYNCNL;
+	struct task_struct *task = current_task();
+	registers *regs = call_registers(task);
+
+	if ((u64)info < (u64)READ_CURRENT(task, stack) || (u64)info >= (u64)regs)
+		return false;
+	return code == SI_TIMER || queues_signal(call_number(regs));
+}
+
+/* A timer that ran out, a message queue, finished I/O: the task that was interrupted has nothing to do with it. */
+static __always_inline bool is_from_kernel(struct kernel_siginfo *info, s32 code)
+{
+	if (code > 0)
+		return true;
+	return ((code <= SI_TIMER && code >= SI_SIGIO) || code == SI_ASYNCNL) && !is_made_up(info, code);
 }
 
 /* Whether the target leaves the signal to its default action. */
@@ -109,6 +124,7 @@ int signal_sent(u64 *ctx)
 	u64 sender, sender_cgroup, target_cgroup;
 	struct task_struct *task, *parent;
 	struct signal_record *record;
+	bool by_kernel;
 	s32 code;
 
 	if (number - 1 > 63)
@@ -120,17 +136,18 @@ int signal_sent(u64 *ctx)
 	else
 		/* By a call: since it may be one of the two numbers above, newer kernels take the argument for no pointer. */
 		code = BPF_CORE_READ(info, si_code);
+	by_kernel = is_from_kernel(info, code);
 	if (!(signal_mask >> (number - 1) & 1)) {
 		if (!(signal_mask_unhandled >> (number - 1) & 1))
 			return 0;
 		/* By default a change of the window's size is no reason to end. A timer's signal says nothing of who was running. */
 		if ((number == SIGWINCH || !is_unhandled(target, number)) &&
-		    (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups) ||
+		    (by_kernel || current_cgroup_id() == typed_set_cgroup_id(target->cgroups) ||
 		     was_sent_lately(target->tgid, number, &repeats)))
 			return 0;
 	} else if ((result == TRACE_SIGNAL_IGNORED || result == TRACE_SIGNAL_ALREADY_PENDING ||
 		    !is_unhandled(target, number)) &&
-		   (is_from_kernel(code) || current_cgroup_id() == typed_set_cgroup_id(target->cgroups)) &&
+		   (by_kernel || current_cgroup_id() == typed_set_cgroup_id(target->cgroups)) &&
 		   was_sent_lately(target->tgid, number, &repeats)) {
 		/* Survives a signal that would end it, again and again: a runtime that tests its memory by faults, a loop of abort(). */
 		return 0;
@@ -143,7 +160,7 @@ int signal_sent(u64 *ctx)
 	sender_cgroup = current_cgroup_id();
 	target_cgroup = typed_set_cgroup_id(target->cgroups);
 	/* Of a signal that the kernel sent, the task that was running may know nothing. */
-	record = record_begin_of(KIND_SIGNAL, sizeof(*record), is_from_kernel(code) ? target_cgroup : sender_cgroup,
+	record = record_begin_of(KIND_SIGNAL, sizeof(*record), by_kernel ? target_cgroup : sender_cgroup,
 				 sender_cgroup != target_cgroup);
 	if (!record)
 		return 0;
@@ -162,7 +179,7 @@ int signal_sent(u64 *ctx)
 	record->sender_pid = sender >> 32;
 	record->sender_tid = sender;
 	typed_namespace_pid(pid == tgid ? target : target->group_leader, tgid, &record->ns_pid, &record->ns_level);
-	record->from_kernel = is_from_kernel(code);
+	record->from_kernel = by_kernel;
 	if (number == SIGKILL && code == SI_KERNEL)
 		record->over_cpu_limit = is_over_cpu_limit(target);
 	record->result = result;

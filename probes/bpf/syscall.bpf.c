@@ -6,6 +6,7 @@
  * sys_exit → file_open_record. Both are off unless asked for: with them every system call of the node takes the slow way out.
  */
 #include "aggregate.h"
+#include "registers.h"
 #include "task.h"
 
 #define ERRNO_WORDS 3
@@ -22,11 +23,6 @@ const volatile u64 errnos_of_fork[ERRNO_WORDS] = {};
 #define NR_OPENAT 257
 #define NR_OPENAT2 437
 #define TS_COMPAT 2
-
-static __always_inline u32 call_number(struct pt_regs___x86 *regs)
-{
-	return BPF_CORE_READ(regs, orig_ax);
-}
 
 static __always_inline u64 argument(struct pt_regs___x86 *regs, u32 index)
 {
@@ -48,18 +44,12 @@ static __always_inline bool has_other_numbers(void)
 	return BPF_CORE_READ(task, thread_info.status) & TS_COMPAT;
 }
 
-typedef struct pt_regs___x86 registers;
 #else
 /* There is no such call. */
 #define NR_OPEN 0xffffffff
 #define NR_OPENAT 56
 #define NR_OPENAT2 437
 #define TIF_32BIT 22
-
-static __always_inline u32 call_number(struct pt_regs___arm64 *regs)
-{
-	return BPF_CORE_READ(regs, syscallno);
-}
 
 /* Not of the first: the result is in its place. */
 static __always_inline u64 argument(struct pt_regs___arm64 *regs, u32 index)
@@ -79,7 +69,6 @@ static __always_inline bool has_other_numbers(void)
 	return BPF_CORE_READ(task, thread_info.flags) >> TIF_32BIT & 1;
 }
 
-typedef struct pt_regs___arm64 registers;
 #endif
 
 struct failing_key {

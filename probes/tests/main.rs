@@ -8,4 +8,5 @@ mod live_bulk;
 mod live_disk;
 mod live_floods;
 mod live_network;
+mod live_signals;
 mod live_tasks;

@@ -131,6 +131,26 @@ fn a_signal_that_a_process_asked_for_names_nobody() {
     }
 }
 
+/// Any process may queue a signal with a code by which the kernel says that a timer ran out.
+#[test]
+fn a_code_made_up_by_its_sender_is_no_timers() {
+    for (signal, code) in [(14, -2), (SIGKILL, -3), (40, -4), (SIGUSR1, -5), (SIGTERM, -60)] {
+        let mut node = Node::new("n1");
+        let web = node.container("web", "web");
+        let session = node.unit("session-3.scope");
+        let app = first(web, 100, "app");
+        node.signal(100 * SECOND, app, signal, Some(Process::of_node(session, 55, "forger")));
+        node.sent_with_code(code);
+        node.exit(100 * SECOND + MS, app, signal);
+        node.lethal(101 * SECOND);
+        let found = only(&node);
+        assert_eq!(found.pattern, "killed-from-outside", "{signal} {code}");
+        let death = found.death.as_ref().expect("somebody died");
+        assert!(death.sender.as_ref().is_some_and(|sender| !sender.kernel && sender.pid == 55), "{death:#?}");
+        assert!(!death.verdict.contains("because") && !found.summary.contains("because"), "{found:#?}");
+    }
+}
+
 #[test]
 fn a_handled_signal_explains_an_end_only_perhaps() {
     for (times, expected) in [(1, "interrupted-from-outside"), (5, "exited-with-error")] {

@@ -122,6 +122,25 @@ pub fn timer_program(signal: u8) -> Option<Vec<u8>> {
     cfg!(target_arch = "x86_64").then(|| elf(62, code))
 }
 
+/// A program that queues SIGNAL with a CODE of its own making to the process whose id is its first argument: rt_sigqueueinfo(2).
+/// Only for x86-64.
+pub fn forger_program(signal: u8, code: i8) -> Option<Vec<u8>> {
+    #[rustfmt::skip]
+    let code: &[u8] = &[
+        0x48, 0x8b, 0x74, 0x24, 0x10,                   // mov rsi, [rsp+16]: the first argument
+        0x31, 0xff,                                     // xor edi, edi
+        0x0f, 0xb6, 0x06, 0x84, 0xc0, 0x74, 0x0c,       // movzx eax, byte [rsi]; test al, al; jz to the end of the number
+        0x6b, 0xff, 0x0a, 0x8d, 0x7c, 0x07, 0xd0,       // imul edi, edi, 10; lea edi, [rdi+rax-'0']
+        0x48, 0xff, 0xc6, 0xeb, 0xed,                   // inc rsi, and again
+        0x48, 0x81, 0xec, 128, 0, 0, 0,                 // sub rsp, 128: a siginfo
+        0xc7, 0x44, 0x24, 8, code as u8, 0xff, 0xff, 0xff, // mov dword [rsp+8], CODE, which is negative
+        0xbe, signal, 0, 0, 0, 0x48, 0x89, 0xe2,        // mov esi, SIGNAL; mov rdx, rsp
+        0xb8, 129, 0, 0, 0, 0x0f, 0x05,                 // rt_sigqueueinfo
+        0x89, 0xc7, 0xb8, 60, 0, 0, 0, 0x0f, 0x05,      // mov edi, eax; exit
+    ];
+    cfg!(target_arch = "x86_64").then(|| elf(62, code))
+}
+
 /// A program that keeps the first 48 MiB of the file named by its first argument in memory, and waits. Only for x86-64.
 pub fn file_locking_program() -> Option<Vec<u8>> {
     #[rustfmt::skip]
@@ -175,23 +194,31 @@ fn elf(machine: u16, code: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CODE_AT, forbidden_call_program, program, timer_program};
+    use super::{CODE_AT, forbidden_call_program, forger_program, program, timer_program};
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::ExitStatusExt;
-    use std::process::Command;
+    use std::process::{Command, ExitStatus};
 
     #[test]
     fn they_die_by_a_real_fault_filter_and_timer() {
         for (bytes, signal) in [(program(), 11), (forbidden_call_program(), 31), (timer_program(14), 14)] {
             let Some(bytes) = bytes else { continue };
             assert!(bytes.len() as u64 > CODE_AT && bytes.len() < 320);
-            assert_eq!(signal_of(&bytes), Some(signal));
+            assert_eq!(ending_of(&bytes, "").signal(), Some(signal));
         }
     }
 
-    /// The signal that ends a program.
-    fn signal_of(bytes: &[u8]) -> Option<i32> {
+    #[test]
+    fn the_forger_signals_the_process_that_it_is_told() {
+        let Some(bytes) = forger_program(9, -2) else { return };
+        let mut target = Command::new("/bin/sleep").arg("60").spawn().expect("it starts");
+        assert!(ending_of(&bytes, &target.id().to_string()).success());
+        assert_eq!(target.wait().expect("it ends").signal(), Some(9));
+    }
+
+    /// How a program with this argument ends.
+    fn ending_of(bytes: &[u8], argument: &str) -> ExitStatus {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("crash");
         let mut file = std::fs::File::create(&path).expect("a file");
@@ -199,12 +226,11 @@ mod tests {
         file.set_permissions(PermissionsExt::from_mode(0o755)).expect("executable");
         drop(file);
         // A child forked by another test at this moment may still hold the file open for writing.
-        let status = loop {
-            match Command::new(&path).status() {
+        loop {
+            match Command::new(&path).arg(argument).status() {
                 Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {}
                 other => break other.expect("it runs"),
             }
-        };
-        status.signal()
+        }
     }
 }

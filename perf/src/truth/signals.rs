@@ -96,6 +96,8 @@ pub const ALL: &[Scenario] = &[
     of_kernel("chosen-signal-of-its-own-pipe", |stage| by_pipe(stage, REAL_TIME)),
     of_kernel("alarm-of-its-own-timer", |stage| by_timer(stage, ALARM)),
     of_kernel("real-time-signal-of-its-own-timer", |stage| by_timer(stage, REAL_TIME)),
+    made_up("alarm-made-up-by-a-host-process", |stage| by_forger(stage, ALARM, SI_TIMER)),
+    made_up("kill-made-up-by-a-host-process", |stage| by_forger(stage, KILL, SI_MESGQ)),
     renamed("killed-by-a-container-called-runc", |stage| by_other_container(stage, "runc")),
     renamed("killed-by-a-container-called-earlyoom", |stage| by_other_container(stage, "earlyoom")),
     renamed("killed-by-a-session-called-runc", |stage| by_session(stage, "runc")),
@@ -104,9 +106,14 @@ pub const ALL: &[Scenario] = &[
     renamed("killed-by-a-hosts-program-called-earlyoom", |stage| by_renamed(stage, "earlyoom")),
 ];
 
-/// What `kill` calls SIGALRM, and a signal that only programs give a meaning.
+/// What `kill` calls SIGKILL and SIGALRM, and a signal that only programs give a meaning.
+const KILL: u8 = 9;
 const ALARM: u8 = 14;
 const REAL_TIME: u8 = 40;
+
+/// Codes by which the kernel says that a timer ran out, and that a queue of messages was written to.
+const SI_TIMER: i8 = -2;
+const SI_MESGQ: i8 = -3;
 
 const HANG_UP: &str = "trap 'kill $c; exit 129' HUP; sleep 30 & c=$!; wait";
 
@@ -124,6 +131,15 @@ const fn of_kernel(name: &'static str, cause: super::scenario::Cause) -> Scenari
         says: &["sent by the kernel, because"],
         never: &["was running", "bash", "busy"],
         ..Scenario::new(name, "signals a process asked for", cause, &["exited-with-error"])
+    }
+}
+
+/// Somebody queues a signal with a code by which the kernel says that the process asked for it.
+const fn made_up(name: &'static str, cause: super::scenario::Cause) -> Scenario {
+    Scenario {
+        says: &["forger"],
+        never: &["because", "the kernel itself"],
+        ..Scenario::new(name, "a code that anybody can make up", cause, &["killed-from-outside"])
     }
 }
 
@@ -223,6 +239,12 @@ fn by_timer(stage: &mut Stage, signal: u8) -> Result<Caused, Error> {
     stage.host("busy", None, busy)?;
     actor.wait_end()?;
     Ok(cgroups.caused(&[&actor]))
+}
+
+/// A process of the host queues the signal, with a code of its own making.
+fn by_forger(stage: &mut Stage, signal: u8, code: i8) -> Result<Caused, Error> {
+    let program = stage.program(&format!("forger-{signal}"), crash::forger_program(signal, code))?;
+    signalled(stage, Pids::Shared, "exec sleep 30", "bash", None, |pid| format!("{program} {pid}"))
 }
 
 /// A process of another pod's container kills it, as one may whose pod has the host's pid namespace.

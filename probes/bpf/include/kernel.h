@@ -187,6 +187,7 @@ struct linux_binprm {
 struct task_struct {
 	unsigned int __state;
 	unsigned int flags;
+	void *stack;
 	int pid;
 	int tgid;
 	int exit_code;

@@ -25,6 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "signals.h"
+
 #define THREADS 8
 
 static pthread_barrier_t barrier;
@@ -418,6 +420,14 @@ int main(int argc, char **argv)
 
 	if (!strcmp(how, "sleep"))
 		return sleep(60) ? 1 : 0;
+	if (!strcmp(how, "queue") && argc > 5)
+		return queue(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atoi(argv[5]));
+	if (!strcmp(how, "queue-for-ever") && argc > 2)
+		return queue_for_ever(atoi(argv[2]));
+	if (!strcmp(how, "ring") && argc > 2)
+		return ring(atoi(argv[2]));
+	if (!strcmp(how, "notify") && argc > 2)
+		return notify(atoi(argv[2]));
 	if (!strcmp(how, "threads-sleep"))
 		return threads_sleep();
 	if (!strcmp(how, "exhaust"))

@@ -78,6 +78,10 @@ pub fn sent_by(kill: &Kill) -> String {
     }
     match kill.sender_class {
         _ if is_by_kernel(kill) => by_kernel(kill.signal, &kill.sender_comm, kill.sender_pid),
+        // As C libraries do.
+        SenderClass::Itself if matches!(kill.code, SI_ASYNCIO | SI_ASYNCNL) => {
+            "itself, because a request of its own was done".to_owned()
+        }
         SenderClass::Itself => "itself".to_owned(),
         _ => process(&kill.sender_comm, kill.sender_pid),
     }
