@@ -38,6 +38,7 @@ test: lint check-deploy tidy ## install what is missing, lint, run every test
 	@deploy/local/install.sh nats || echo "The tests of several servers need nats-server: they skip, or fail with TAPIO_REQUIRE=all."
 	@deploy/local/install.sh alerts || echo "The tests of alerts need Alertmanager: they skip, or fail with TAPIO_REQUIRE=all."
 	@deploy/local/install.sh s3 || echo "The tests of the remote archive on S3 need moto: they skip, or fail with TAPIO_REQUIRE=all."
+	@deploy/local/install.sh azure || echo "The test of the remote archive on Azure needs Azurite: it skips, or fails with TAPIO_REQUIRE=all."
 	@deploy/local/install.sh sql || echo "The tests of SQL need DuckDB and DataFusion: they skip, or fail with TAPIO_REQUIRE=all."
 	@deploy/local/install.sh mcp || echo "The test with an assistant's client needs mcp from PyPI: it skips, or fails with TAPIO_REQUIRE=all."
 	@deploy/local/install.sh chromium || echo "The test of the page in a browser needs Chromium: it skips, or fails with TAPIO_REQUIRE=all."

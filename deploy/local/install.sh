@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what building and testing Tapio needs and this machine lacks: a C compiler for Rust's linker, clang and libbpf's
 # headers for the probes, systemd and a bus for the tests that start one of their own; with the word "kernels" also what
-# perf/lab/kernels.sh needs, with "nats" also a NATS server, with "alerts" an Alertmanager, with "s3" an S3 server (moto) and with
-# "sql" two SQL engines (DuckDB, DataFusion) under target/tools, with "mcp" an assistant's client there, with "chromium" the browser
-# that tests the page, and axe-core there too. On Debian and Ubuntu by apt-get (with sudo where this is not root); elsewhere it says
+# perf/lab/kernels.sh needs, with "nats" also a NATS server, with "alerts" an Alertmanager, with "s3" an S3 server (moto), with
+# "azure" a server of Azure's blobs (Azurite) and with "sql" two SQL engines (DuckDB, DataFusion) under target/tools, with "mcp" an
+# assistant's client there, with "chromium" the browser that tests the page, and axe-core there too. On Debian and Ubuntu by apt-get
+# (with sudo where this is not root); elsewhere it says
 # what to install.
 set -euo pipefail
 missing=()
@@ -65,6 +66,21 @@ if [ -n "$wanted" ] && [ -n "${pins[$wanted]:-}" ]; then
   # Debian's python3 comes without.
   python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 fi
+# A server of Azure's blobs.
+install_azure() {
+  local top tools pin=azurite@3.37.0
+  [ "$wanted" = azure ] || return 0
+  top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+  tools=${CARGO_TARGET_DIR:-$top/target}/tools/azurite
+  [ "$(cat "$tools/installed.txt" 2>/dev/null)" = "$pin" ] && return
+  rm -rf "$tools"
+  mkdir -p "$tools"
+  npm install --silent --prefix "$tools" --ignore-scripts --no-audit --no-fund "$pin"
+  echo "$pin" > "$tools/installed.txt"
+}
+if [ "$wanted" = azure ]; then
+  command -v npm >/dev/null || missing+=(npm)
+fi
 # What finds a page's faults for those who do not see it, or use no mouse: a file for the browser.
 install_axe() {
   local top tools pin=axe-core@4.14.1
@@ -83,6 +99,7 @@ if [ "$wanted" = chromium ]; then
 fi
 if [ ${#missing[@]} -eq 0 ]; then
   install_tools
+  install_azure
   install_axe
   exit 0
 fi
@@ -105,4 +122,5 @@ for service in nats-server prometheus-alertmanager; do
   fi
 done
 install_tools
+install_azure
 install_axe

@@ -36,7 +36,8 @@ fn is_whole(cache: &Path, server: &S3, name: &str, frames: u64) {
 #[test]
 fn a_store_that_recovers_gets_every_segment() {
     let Some(server) = S3::start() else { return };
-    for fault in [Fault::Unreachable, Fault::Broken, Fault::Half(20_000), Fault::Slow(Duration::from_millis(20))] {
+    let slow = Fault::Slow(Duration::from_millis(20));
+    for fault in [Fault::Unreachable, Fault::Broken, Fault::Full, Fault::Half(20_000), slow] {
         survives(fault, &server);
     }
 }

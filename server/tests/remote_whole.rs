@@ -21,7 +21,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(folder: &Path, dir: &Path, remote: &str) -> Self {
+    fn start(folder: &Path, dir: &Path, remote: &str, environment: &[(&str, String)]) -> Self {
         let (grpc, http) = (free_port(), free_port());
         let config = format!(
             "server: {{address: 127.0.0.1, port: {grpc}}}\nmetrics: {{prometheus_port: {http}}}\ncluster: {{name: test, server: \
@@ -32,7 +32,7 @@ impl Process {
         std::fs::write(&file, config).expect("written");
         let child = crate::programs::server(&["--config"])
             .arg(&file)
-            .envs(s3_environment(1))
+            .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
             .stderr(Stdio::null())
             .spawn()
             .expect("it starts");
@@ -114,7 +114,7 @@ async fn a_server_is_replaced(remote: &str, url: &str, environment: &[(&str, Str
     let (dir, cache) = (folder.path().join("archive"), folder.path().join("cache"));
     let mut frames = Frames::new(NODE, 1);
     frames.events = EVENTS_A_FRAME as usize;
-    let first = Process::start(folder.path(), &dir, remote);
+    let first = Process::start(folder.path(), &dir, remote, environment);
     let mut stream = first.stream(0).await;
     ship(&mut stream, &mut frames, || first.metric("remote_uploaded_segments_total") >= 2.0).await;
     // A segment was just closed: what comes now is acknowledged, and nobody has it but this disk.
@@ -133,7 +133,7 @@ async fn a_server_is_replaced(remote: &str, url: &str, environment: &[(&str, Str
     );
 
     // The node comes to the one that takes its place.
-    let second = Process::start(folder.path(), &dir, remote);
+    let second = Process::start(folder.path(), &dir, remote, environment);
     let mut stream = second.stream(acknowledged).await;
     let begun = frames.seq;
     for _ in 0..8 {
@@ -190,4 +190,12 @@ async fn a_wiped_server_on_s3_is_replaced_alike() {
         file.display()
     );
     a_server_is_replaced(&remote, url, &s3_environment(server.port())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_server_on_azure_is_replaced_alike() {
+    let Some(server) = Azure::start() else { return };
+    let url = "az://archive/tapio";
+    let remote = format!("url: '{url}', endpoint: '{}', allow_http: true", server.endpoint());
+    a_server_is_replaced(&remote, url, &server.environment()).await;
 }

@@ -17,6 +17,8 @@ pub enum Fault {
     Unreachable,
     /// Every request is answered with 500.
     Broken,
+    /// What would write is answered with 507, or cut off behind other requests; reading works.
+    Full,
     /// Connections are cut after this many bytes from the client.
     Half(usize),
     /// Delay of each piece.
@@ -27,6 +29,8 @@ struct Shared {
     fault: Mutex<Fault>,
     /// Connections that a fault met.
     met: AtomicU64,
+    /// Bytes to clients.
+    sent_back: AtomicU64,
     is_over: AtomicBool,
 }
 
@@ -41,8 +45,12 @@ impl Gate {
     pub fn start(to_port: u16, fault: Fault) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("it is bound").port();
-        let shared =
-            Arc::new(Shared { fault: Mutex::new(fault), met: AtomicU64::new(0), is_over: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            fault: Mutex::new(fault),
+            met: AtomicU64::new(0),
+            sent_back: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
+        });
         let of_gate = Arc::clone(&shared);
         let accepting = std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -59,6 +67,11 @@ impl Gate {
 
     pub fn set(&self, fault: Fault) {
         *self.shared.fault.lock().expect("no panic") = fault;
+    }
+
+    /// Bytes that went to clients.
+    pub fn sent_back(&self) -> u64 {
+        self.shared.sent_back.load(Ordering::Relaxed)
     }
 
     /// How many connections met a fault.
@@ -78,34 +91,42 @@ impl Drop for Gate {
     }
 }
 
-fn connection(mut client: TcpStream, to_port: u16, shared: &Arc<Shared>) {
+fn connection(client: TcpStream, to_port: u16, shared: &Arc<Shared>) {
     let fault = || *shared.fault.lock().expect("no panic");
     match fault() {
         Fault::Unreachable => {
             shared.met.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        Fault::Broken => {
-            shared.met.fetch_add(1, Ordering::Relaxed);
-            let mut head = vec![0; CHUNK_BYTES];
-            let _ = client.read(&mut head);
-            let answer = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            let _ = client.write_all(answer.as_bytes());
-            let _ = client.shutdown(Shutdown::Write);
-            while client.read(&mut head).is_ok_and(|read| read > 0) {}
-            return;
+        Fault::Broken => return refuse(client, "500 Internal Server Error", shared),
+        Fault::Full => {
+            let mut begin = [0; 4];
+            if client.peek(&mut begin).is_ok_and(|read| is_write(&begin[..read])) {
+                return refuse(client, "507 Insufficient Storage", shared);
+            }
         }
         _ => {}
     }
     let Ok(server) = TcpStream::connect(("127.0.0.1", to_port)) else { return };
     let clone = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
     let (back_from, back_to) = (clone(&server), clone(&client));
-    let back = std::thread::spawn(move || pass(back_from, back_to, &mut |_| true));
+    let shared_back = Arc::clone(shared);
+    let back = std::thread::spawn(move || {
+        pass(back_from, back_to, &mut |chunk| {
+            shared_back.sent_back.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            true
+        });
+    });
     let mut passed = 0;
     let shared_there = Arc::clone(shared);
-    pass(client, server, &mut |bytes| {
+    pass(client, server, &mut |chunk| {
+        let bytes = chunk.len();
         passed += bytes;
         match fault() {
+            Fault::Full if is_write(chunk) => {
+                shared_there.met.fetch_add(1, Ordering::Relaxed);
+                false
+            }
             Fault::Half(limit) if passed > limit => {
                 shared_there.met.fetch_add(1, Ordering::Relaxed);
                 false
@@ -122,10 +143,26 @@ fn connection(mut client: TcpStream, to_port: u16, shared: &Arc<Shared>) {
     let _ = back.join();
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, may_pass: &mut dyn FnMut(usize) -> bool) {
+/// Whether a request begins here that would write.
+fn is_write(begin: &[u8]) -> bool {
+    begin.starts_with(b"PUT ") || begin.starts_with(b"POST")
+}
+
+/// Answers whatever is asked with an error.
+fn refuse(mut client: TcpStream, status: &str, shared: &Shared) {
+    shared.met.fetch_add(1, Ordering::Relaxed);
+    let mut head = vec![0; CHUNK_BYTES];
+    let _ = client.read(&mut head);
+    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let _ = client.write_all(answer.as_bytes());
+    let _ = client.shutdown(Shutdown::Write);
+    while client.read(&mut head).is_ok_and(|read| read > 0) {}
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, may_pass: &mut dyn FnMut(&[u8]) -> bool) {
     let mut chunk = vec![0; CHUNK_BYTES];
     while let Some(bytes) = from.read(&mut chunk).ok().filter(|bytes| *bytes > 0) {
-        if !may_pass(bytes) || to.write_all(&chunk[..bytes]).is_err() {
+        if !may_pass(&chunk[..bytes]) || to.write_all(&chunk[..bytes]).is_err() {
             break;
         }
     }

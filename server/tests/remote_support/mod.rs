@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test uses its part of this module")]
 
+mod azure;
 mod gate;
 
 use std::io::{Read, Write};
@@ -11,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use azure::Azure;
 pub use gate::{Fault, Gate};
 use tapio_server::archive::offsite::Offsite;
 use tapio_server::archive::{Archive, ArchiveConfig};
