@@ -337,15 +337,17 @@ async fn list_events(
         newest: wanted.newest,
         read_bytes_max: events::READ_BYTES_MAX,
         reads_remote: true,
+        tells_remote: true,
     };
     if api.peers.is_some() {
         let metadata = tonic::metadata::MetadataMap::from_headers(headers);
         let asked = query::events_of_all(&api.events, api.peers.as_deref(), choice, &metadata);
-        let (events, incomplete) = asked.await.map_err(Failure::of_status)?;
+        let query::Told { events, incomplete, remote } = asked.await.map_err(Failure::of_status)?;
         let end = json!({ "end": {
             "events": events.len(),
             "cut": events.len() as u64 >= limit,
             "incomplete": render::incomplete_value(&incomplete),
+            "remote": remote.as_ref().map(render::remote_value),
         } });
         let lines = events.iter().map(render::event_value).chain([end]).map(|line| format!("{line}\n"));
         return Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], lines.collect::<String>()).into_response());
@@ -360,7 +362,7 @@ async fn list_events(
     };
     // What is missing is in the last line.
     let events = tokio_stream::iter(first).chain(ReceiverStream::new(receiver)).filter_map(|event| match event {
-        Ok(event) => event.incomplete.is_empty().then(|| render::event_value(&event)),
+        Ok(event) => (!event.id.is_empty()).then(|| render::event_value(&event)),
         Err(refused) => Some(json!({ "error": refused.to_string() })),
     });
     let end = once(()).map(move |()| {
@@ -373,6 +375,7 @@ async fn list_events(
             "bytes_read": outcome.effort.bytes,
             "blocks_skipped": outcome.effort.blocks_skipped,
             "segments_skipped": outcome.effort.segments_skipped,
+            "remote": outcome.remote.map(|read| render::remote_value(&read.into())),
         } })
     });
     let lines = events.chain(end).map(|line| Ok::<_, Infallible>(Bytes::from(format!("{line}\n"))));

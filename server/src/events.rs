@@ -55,6 +55,15 @@ pub struct Choice {
     pub read_bytes_max: u64,
     /// Whether a remote archive is read for what this disk does not have.
     pub reads_remote: bool,
+    /// Whether the answer ends by saying how much of it was read.
+    pub tells_remote: bool,
+}
+
+impl Choice {
+    /// Whether it names something by a name that a description gives.
+    pub fn is_named(&self) -> bool {
+        [&self.namespace, &self.pod, &self.workload, &self.entity].iter().any(|name| !name.is_empty())
+    }
 }
 
 /// Why there are no events.
@@ -75,8 +84,10 @@ pub struct Outcome {
     pub events: u64,
     /// More matches, or may match: a bound was reached.
     pub is_cut: bool,
-    /// Why the remote archive was not read, where it was wanted.
+    /// Why the remote archive, or a part of it, was not read where it was wanted.
     pub unread: Option<String>,
+    /// What was read of the remote archive; `None` where all was on this disk.
+    pub remote: Option<crate::remote::Read>,
 }
 
 /// Damaged stretches that an answer names.
@@ -85,7 +96,7 @@ const DAMAGES_NAMED_MAX: usize = 5;
 impl Outcome {
     /// Returns what was left out: by damage, or with the remote archive.
     pub fn incomplete(&self) -> Option<Unanswered> {
-        let unread = self.unread.as_ref().map(|error| format!("archive.remote was not read: {error}"));
+        let unread = self.unread.as_ref().map(|error| format!("archive.remote was not read, or not whole: {error}"));
         let reasons: Vec<_> = self.damaged().into_iter().chain(unread).collect();
         (!reasons.is_empty()).then(|| Unanswered { reason: reasons.join("; "), ..Unanswered::default() })
     }
@@ -348,9 +359,7 @@ fn selection(catalog: &Catalog, choice: &Choice, until_ns: u64) -> Result<Select
     if !choice.node.is_empty() {
         wanted.nodes = Some(HashSet::from_iter([node_named(catalog, &choice.node)?]));
     }
-    let names = [&choice.pod, &choice.namespace, &choice.entity, &choice.workload];
-    let by_name = names.iter().any(|name| !name.is_empty());
-    if by_name {
+    if choice.is_named() {
         let mut entities = catalog.matching(choice);
         let only_entity = [&choice.pod, &choice.namespace, &choice.workload].iter().all(|name| name.is_empty());
         if let Some(id) = id_of(&choice.entity).filter(|_| only_entity) {
@@ -421,6 +430,7 @@ fn each_event(
             detail_json: Value::Object(detail).to_string(),
             cluster: String::new(),
             incomplete: Vec::new(),
+            remote: None,
         })?;
     }
     ControlFlow::Continue(())

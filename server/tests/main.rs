@@ -63,6 +63,7 @@ mod programs;
 mod reconnect_storm;
 mod remote;
 mod remote_faults;
+mod remote_ranges;
 mod remote_support;
 mod remote_whole;
 mod server_services;

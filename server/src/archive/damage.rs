@@ -178,7 +178,7 @@ fn first(segment: &SegmentFile) -> io::Result<First> {
     })
 }
 
-fn snapshot(segment: &SegmentFile) -> io::Result<Option<Box<Books>>> {
+pub(super) fn snapshot(segment: &SegmentFile) -> io::Result<Option<Box<Books>>> {
     Ok(match first(segment)? {
         First::Snapshot(books) => Some(books),
         First::Other | First::Nothing => None,

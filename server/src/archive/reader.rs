@@ -4,7 +4,7 @@
 //! node's in the order of its sequence), each once. What must hold: no matching frame is left out, except those in damage;
 //! memory does not grow with the archive; a segment that retention deletes meanwhile is skipped.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -17,16 +17,14 @@ use tapio_wire::segment::{SEGMENT_HEADER_BYTES, parse_segment_header};
 
 use super::books::Books;
 use super::damage::{self, Damage, DamagePlace, Missing};
-use super::index::{Described, Index, key, times_ns};
+use super::index::{Described, Index, times_ns};
 use super::merge;
 use super::scan::{Item, Scanner};
 use super::segments;
 use super::snapshot::Note;
+use super::sparse::{self, Ahead, Sparse};
 
-/// Above this many wanted entities, asking every block's filter costs more than it saves.
-const FILTER_KEYS_MAX: usize = 4096;
-/// A node table that long may have been cut.
-const NODES_TRUSTED_MAX: usize = 10_000;
+pub use super::selection::Selection;
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -37,43 +35,6 @@ pub enum ReadError {
     Empty { dir: PathBuf },
     #[error("{} cannot be read: {source}", path.display())]
     Segment { path: PathBuf, source: io::Error },
-}
-
-/// What is wanted. What is `None` or the widest leaves open.
-#[derive(Clone, Debug)]
-pub struct Selection {
-    /// Nanoseconds since 1970, both included.
-    pub since_ns: u64,
-    pub until_ns: u64,
-    pub nodes: Option<HashSet<u64, RandomState>>,
-    /// Node and id.
-    pub entities: Option<HashSet<(u64, u64), RandomState>>,
-    /// A bit for each kind.
-    pub kinds: u64,
-    /// Segments before this one are left out.
-    pub first_segment: u64,
-}
-
-impl Default for Selection {
-    fn default() -> Self {
-        Self { since_ns: 0, until_ns: u64::MAX, nodes: None, entities: None, kinds: u64::MAX, first_segment: 0 }
-    }
-}
-
-impl Selection {
-    fn overlaps(&self, first_ns: u64, last_ns: u64) -> bool {
-        first_ns <= self.until_ns && last_ns >= self.since_ns
-    }
-
-    /// Whether what is missing there may be wanted.
-    fn may_lack(&self, gap: &Damage) -> bool {
-        gap.may_be_of(self.since_ns, self.until_ns)
-            && (gap.lost.is_empty() || gap.lost.iter().any(|lost| self.wants_node(lost.node)))
-    }
-
-    fn wants_node(&self, node: u64) -> bool {
-        self.nodes.as_ref().is_none_or(|nodes| nodes.contains(&node))
-    }
 }
 
 /// What reading cost.
@@ -105,12 +66,16 @@ pub struct SegmentFile {
 #[derive(Clone, Debug)]
 pub struct Reader {
     pub(super) parts: Vec<Part>,
+    /// Brings what is wanted of sparse parts before it is read.
+    ahead: Option<Arc<dyn Ahead>>,
 }
 
 /// One archive's directory.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     dir: PathBuf,
+    /// Segments of which this disk has the index and what was asked for.
+    sparse: Sparse,
 }
 
 impl Reader {
@@ -121,7 +86,15 @@ impl Reader {
 
     /// Opens several directories: a frame that is in more than one of them counts once.
     pub fn over(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self { parts: dirs.into_iter().map(|dir| Part { dir }).collect() }
+        let part = |dir| Part { dir, sparse: Sparse::default() };
+        Self { parts: dirs.into_iter().map(part).collect(), ahead: None }
+    }
+
+    /// Adds directories whose named segments are sparse: `ahead` brings what a selection wants of them.
+    pub fn with_sparse(mut self, parts: impl IntoIterator<Item = (PathBuf, Sparse)>, ahead: Arc<dyn Ahead>) -> Self {
+        self.parts.splice(0..0, parts.into_iter().map(|(dir, sparse)| Part { dir, sparse }));
+        self.ahead = Some(ahead);
+        self
     }
 
     /// Lists the segments, oldest first; with several archives, one archive after the other.
@@ -145,8 +118,8 @@ impl Reader {
 
     /// What nodes are called.
     pub fn node_names(&self) -> Result<HashMap<u64, Arc<str>, RandomState>, ReadError> {
-        let mut names = HashMap::default();
-        for part in &self.parts {
+        let mut names = self.ahead.as_ref().map_or_else(HashMap::default, |ahead| ahead.node_names());
+        for part in self.parts.iter().filter(|part| part.sparse.is_empty()) {
             names.extend(part.books()?.nodes().filter_map(|(id, node)| Some((id, node.name.clone()?))));
         }
         Ok(names)
@@ -176,6 +149,9 @@ impl Reader {
         wanted: &Selection,
         each: &mut dyn FnMut(&Header, &[u8]) -> ControlFlow<()>,
     ) -> Result<Effort, ReadError> {
+        if let Some(ahead) = &self.ahead {
+            ahead.bring(wanted);
+        }
         match self.parts.as_slice() {
             [only] => only.whole_frames(wanted, each),
             parts => merge::whole_frames(parts, wanted, each),
@@ -262,12 +238,7 @@ impl Part {
         wanted: &Selection,
         each: &mut dyn FnMut(&Header, &[u8]) -> ControlFlow<()>,
     ) -> Result<Effort, ReadError> {
-        let mut pass = Pass { wanted, keys: Vec::new(), last_seq: HashMap::default(), effort: Effort::default() };
-        if let Some(entities) = &wanted.entities
-            && entities.len() <= FILTER_KEYS_MAX
-        {
-            pass.keys = entities.iter().map(|&(node, entity)| key(node, entity)).collect();
-        }
+        let mut pass = Pass { wanted, keys: wanted.keys(), last_seq: HashMap::default(), effort: Effort::default() };
         let segments = self.segments()?;
         let mut last = u64::MAX;
         for segment in segments.iter().filter(|segment| segment.number >= wanted.first_segment) {
@@ -280,13 +251,19 @@ impl Part {
         }
         let mut gaps = self.gaps_of(&segments, wanted)?;
         gaps.retain(|gap| gap.segment < last);
+        // A hole there is what could not be brought, and whoever brings reports it.
+        let is_hole = |damage: &Damage| self.sparse.contains(&damage.segment);
+        pass.effort.damages.retain(|damage| !is_hole(damage));
         pass.effort.damages = damage::joined(gaps, pass.effort.damages);
         Ok(pass.effort)
     }
 
     fn gaps_of(&self, segments: &[SegmentFile], wanted: &Selection) -> Result<Vec<Damage>, ReadError> {
-        let mut gaps =
-            damage::gaps(segments).map_err(|source| ReadError::Directory { dir: self.dir.clone(), source })?;
+        let gaps = match self.sparse.is_empty() {
+            true => damage::gaps(segments),
+            false => sparse::gaps(segments),
+        };
+        let mut gaps = gaps.map_err(|source| ReadError::Directory { dir: self.dir.clone(), source })?;
         gaps.retain(|gap| gap.segment >= wanted.first_segment && wanted.may_lack(gap));
         Ok(gaps)
     }
@@ -297,7 +274,9 @@ impl Part {
             let Some(file) = open(&segment.path)? else { continue };
             let failed = |source| ReadError::Segment { path: segment.path.clone(), source };
             if let Some(index) = Index::read(&file, segment.number).map_err(failed)?
-                && (index.directory_whole || !wanted.overlaps(index.first_ns, index.last_ns))
+                && (index.directory_whole
+                    || self.sparse.contains(&segment.number)
+                    || !wanted.overlaps(index.first_ns, index.last_ns))
             {
                 if wanted.overlaps(index.first_ns, index.last_ns) {
                     index.directory.into_iter().for_each(&mut *each);
@@ -339,22 +318,14 @@ impl Pass<'_> {
             self.effort.scanned += 1;
             return self.unindexed(file, number, each);
         };
-        let has_node = index.nodes.len() > NODES_TRUSTED_MAX
-            || index
-                .nodes
-                .iter()
-                .any(|node| self.wanted.wants_node(node.id) && self.wanted.overlaps(node.first_ns, node.last_ns));
-        if !has_node || !self.wanted.overlaps(index.first_ns, index.last_ns) {
+        if !self.wanted.wants_segment(&index) {
             self.effort.segments_skipped += 1;
             return Ok(ControlFlow::Continue(()));
         }
         let (mut ranges, mut missing) = (Vec::new(), Missing::default());
         let (mut flow, mut is_counted) = (ControlFlow::Continue(()), true);
         for block in &index.blocks {
-            let is_wanted = self.wanted.overlaps(block.first_ns, block.last_ns)
-                && block.kinds & self.wanted.kinds != 0
-                && (self.keys.is_empty() || index.may_hold(block, &self.keys));
-            if !is_wanted {
+            if !self.wanted.wants_block(&index, block, &self.keys) {
                 self.effort.blocks_skipped += 1;
                 continue;
             }

@@ -82,7 +82,6 @@ impl Source {
             until_ns,
             cache: cache.to_owned(),
             cache_bytes,
-            besides: None,
         };
         let bar = progress(0);
         let fetched = fetch.run(&mut |total| bar.set_length(total), &mut |bytes| bar.inc(bytes))?;

@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tapio_wire::service::{Event, ListEventsRequest};
+use tapio_wire::service::{Event, ListEventsRequest, RemoteRead};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::archive::reader::Reader;
 use crate::events::{self, Choice, EventsError, Outcome};
-use crate::remote::{Fetched, History};
+use crate::remote::{History, Past, Read};
 
 /// Requests that read the archive at a time.
 const READERS_MAX: usize = 4;
@@ -77,9 +77,11 @@ impl EventSource {
         let outcome = Arc::clone(&ended);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let (fetched, unread) = source.fetched(&choice);
-            let views = fetched.iter().flat_map(|fetched| &fetched.views).map(|view| view.dir.clone());
-            let reader = Reader::over(views.chain([source.dir.clone()]));
+            let (past, mut unread) = source.past(&choice);
+            let mut reader = Reader::new(&source.dir);
+            if let Some(past) = &past {
+                reader = reader.with_sparse(past.parts(), Arc::<Past>::clone(past));
+            }
             let selected = events::select_from(&reader, &choice, &mut |event| {
                 let event = Event { cluster: source.cluster.to_string(), ..event };
                 match sender.blocking_send(Ok(event)) {
@@ -87,13 +89,26 @@ impl EventSource {
                     Err(_) => ControlFlow::Break(()),
                 }
             });
+            let remote = past.as_ref().map(|past| past.read());
+            if let (Some(past), Some(history)) = (&past, &source.history) {
+                unread = unread.or_else(|| past.unread());
+                history.count(past);
+            }
+            let selected = match selected {
+                // What has the name may have been described in what was not read.
+                Err(EventsError::Node { .. } | EventsError::Nothing { .. }) if unread.is_some() => {
+                    Ok(Outcome::default())
+                }
+                selected => selected,
+            };
             match selected {
                 Ok(done) => {
-                    let done = Outcome { unread, ..done };
+                    let done = Outcome { unread, remote, ..done };
                     let incomplete = Vec::from_iter(done.incomplete());
+                    let told = remote.filter(|_| choice.tells_remote).map(RemoteRead::from);
                     *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
-                    if !incomplete.is_empty() {
-                        let _ = sender.blocking_send(Ok(Event { incomplete, ..Event::default() }));
+                    if !incomplete.is_empty() || told.is_some() {
+                        let _ = sender.blocking_send(Ok(Event { incomplete, remote: told, ..Event::default() }));
                     }
                 }
                 Err(error) => {
@@ -108,15 +123,21 @@ impl EventSource {
 
 impl EventSource {
     /// What the remote archive has for a request, or why it was not read.
-    fn fetched(&self, choice: &Choice) -> (Option<Fetched>, Option<String>) {
+    fn past(&self, choice: &Choice) -> (Option<Arc<Past>>, Option<String>) {
         let Some(history) = self.history.as_ref().filter(|_| choice.reads_remote) else { return (None, None) };
-        match history.before(choice.since_ns, choice.until_ns.unwrap_or(u64::MAX)) {
-            Ok(fetched) => (fetched, None),
+        match history.before(choice.since_ns, choice.until_ns.unwrap_or(u64::MAX), choice.is_named()) {
+            Ok(past) => (past, None),
             Err(error) => {
                 tracing::warn!(%error, "cannot read archive.remote: events come from this disk only");
                 (None, Some(error.to_string()))
             }
         }
+    }
+}
+
+impl From<Read> for RemoteRead {
+    fn from(read: Read) -> Self {
+        Self { read_bytes: read.read_bytes, segments: read.segments, archive_bytes: read.archive_bytes }
     }
 }
 
@@ -142,5 +163,6 @@ pub fn choice_of(request: &ListEventsRequest) -> Result<Choice, String> {
         read_bytes_max: events::READ_BYTES_MAX,
         // The server that was asked reads it for all of them.
         reads_remote: !request.local,
+        tells_remote: request.tells_remote && !request.local,
     })
 }

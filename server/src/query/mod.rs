@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use tapio_wire::service::query_server::{Query, QueryServer};
 use tapio_wire::service::{
-    Event, Finding, GetFindingRequest, ListEventsRequest, ListFindingsRequest, ListFindingsResponse, StatusRequest,
-    StatusResponse, Unanswered, WatchFindingsRequest,
+    Event, Finding, GetFindingRequest, ListEventsRequest, ListFindingsRequest, ListFindingsResponse, RemoteRead,
+    StatusRequest, StatusResponse, Unanswered, WatchFindingsRequest,
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
@@ -82,6 +82,15 @@ impl Position {
     }
 }
 
+/// Events, and what is said of them.
+pub(crate) struct Told {
+    pub events: Vec<Event>,
+    /// Servers whose part is missing.
+    pub incomplete: Vec<Unanswered>,
+    /// What was read of the remote archive, where the choice asks for it.
+    pub remote: Option<RemoteRead>,
+}
+
 /// Events of all servers, and what is missing of them.
 ///
 /// # Errors
@@ -91,17 +100,18 @@ pub(crate) async fn events_of_all(
     peers: Option<&Peers>,
     choice: Choice,
     metadata: &MetadataMap,
-) -> Result<(Vec<Event>, Vec<Unanswered>), tonic::Status> {
+) -> Result<Told, tonic::Status> {
     let mut events = match peers {
         Some(peers) => peers.all_events(source, choice, metadata).await?,
         None => peers::own_events(source, choice).await?,
     };
-    let mut incomplete = Vec::new();
+    let (mut incomplete, mut remote) = (Vec::new(), None);
     events.retain_mut(|event| {
         incomplete.append(&mut event.incomplete);
+        remote = remote.or(event.remote.take());
         !event.id.is_empty()
     });
-    Ok((events, incomplete))
+    Ok(Told { events, incomplete, remote })
 }
 
 /// Servers whose part of the findings is missing here.

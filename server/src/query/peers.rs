@@ -188,8 +188,10 @@ impl Peers {
                 Err(missing) => incomplete.push(missing),
             }
         }
+        let mut remote = None;
         match own {
             Ok(mut events) => {
+                remote = events.last_mut().and_then(|event| event.remote.take());
                 incomplete.extend(damaged(&mut events, self.cluster.server()));
                 parts.push(events);
             }
@@ -200,8 +202,8 @@ impl Peers {
             Err(status) => return Err(status),
         }
         let mut events = merged(parts, limit, newest);
-        if !incomplete.is_empty() {
-            events.push(Event { incomplete, ..Event::default() });
+        if !incomplete.is_empty() || remote.is_some() {
+            events.push(Event { incomplete, remote, ..Event::default() });
         }
         Ok(events)
     }
@@ -284,6 +286,7 @@ fn request_of(choice: &Choice) -> ListEventsRequest {
         limit: choice.limit as u32,
         newest: choice.newest,
         workload: choice.workload.clone(),
+        tells_remote: false,
         local: true,
     }
 }

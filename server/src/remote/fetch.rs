@@ -5,27 +5,24 @@
 //! interrupted fetch goes on where it stopped. The cache keeps within its bound.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use futures::TryStreamExt;
 use object_store::{GetOptions, GetRange, ObjectStore};
 
+use super::RemoteError;
+use super::cache::{self, PART_SUFFIX, View};
 use super::config::RemoteSection;
 use super::listing::{self, Label, Listed, Segments};
 use super::manifest::sha256;
 use super::store::Store;
-use super::{RemoteError, names};
-use crate::archive::segments::segment_path;
 
 /// What the cache may hold unless it is said.
 pub const CACHE_BYTES_DEFAULT: u64 = 8 << 30;
 /// Clocks differ, and descriptions and losses count from before the wanted time.
 const MARGIN_NS: u64 = 660_000_000_000;
-/// Views that this process has made, for names.
-static VIEWS: AtomicU64 = AtomicU64::new(0);
 
 /// What to fetch, and where to.
 #[derive(Clone, Debug)]
@@ -36,33 +33,6 @@ pub struct Fetch {
     /// The folder that fetched segments are kept in.
     pub cache: PathBuf,
     pub cache_bytes: u64,
-    /// Left out: of this life the segments from this number on.
-    pub besides: Option<(String, u64)>,
-}
-
-/// A folder with just the wanted segments of one archive; it goes with this value.
-#[derive(Debug)]
-pub struct View {
-    pub label: Label,
-    pub dir: PathBuf,
-    is_kept: bool,
-}
-
-impl View {
-    /// Leaves the folder where it is.
-    pub fn keep(mut self) -> PathBuf {
-        self.is_kept = true;
-        self.dir.clone()
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        if !self.is_kept {
-            // Best effort: they are links into the cache.
-            let _ = fs::remove_dir_all(&self.dir);
-        }
-    }
 }
 
 /// What was fetched.
@@ -94,104 +64,34 @@ impl Fetch {
         if listed.is_empty() {
             return Err(RemoteError::Empty { url: store.url });
         }
+        let times = (self.since_ns.saturating_sub(MARGIN_NS), self.until_ns.saturating_add(MARGIN_NS));
         let wanted: Vec<(Label, Segments)> =
-            listed.into_iter().map(|(label, segments)| self.wanted(label, segments)).collect();
+            listed.into_iter().map(|(label, segments)| (label, listing::of_time(segments, times))).collect();
         let needed = wanted.iter().flat_map(|(_, segments)| segments.values()).map(|listed| listed.bytes).sum();
         if needed > self.cache_bytes {
             return Err(RemoteError::Cache { needed, allowed: self.cache_bytes });
         }
         total(needed);
-        self.make_room(&wanted, needed)?;
+        let names = wanted.iter().flat_map(|(_, segments)| segments.values()).map(|listed| listed.name.file());
+        cache::make_room(&self.cache, self.cache_bytes.saturating_sub(needed), &names.collect())?;
         let mut fetched = Fetched { bytes: needed, ..Fetched::default() };
         for (label, segments) in wanted.into_iter().filter(|(_, segments)| !segments.is_empty()) {
-            let folder = self.cache.join(&label.cluster).join(&label.server).join(&label.life);
-            let turn = VIEWS.fetch_add(1, Ordering::Relaxed);
-            let dir = self.cache.join("views").join(format!("{}-{turn}-{}", std::process::id(), label.life));
-            let local = |path: &FilePath| {
-                let path = path.to_owned();
-                move |source| RemoteError::Local { path, source }
-            };
-            fs::create_dir_all(&folder).map_err(local(&folder))?;
-            let _ = fs::remove_dir_all(&dir);
-            fs::create_dir_all(&dir).map_err(local(&dir))?;
-            let view = View { label, dir, is_kept: false };
+            let folder = cache::folder(&self.cache, &label)?;
+            let view = View::new(&self.cache, label)?;
             for (number, listed) in &segments {
                 let path = folder.join(listed.name.file());
                 fetched.fetched_bytes += ensure(&store, listed, &path, progress).await?;
-                let link = segment_path(&view.dir, *number);
-                fs::hard_link(&path, &link).map_err(local(&link))?;
+                view.link(*number, &path)?;
             }
             fetched.segments += segments.len() as u64;
             fetched.views.push(view);
         }
         Ok(fetched)
     }
-
-    /// The segments of the wanted time: a run without holes, so that what its snapshots count is in it.
-    fn wanted(&self, label: Label, mut segments: Segments) -> (Label, Segments) {
-        if let Some((life, number)) = &self.besides
-            && label.life == *life
-        {
-            segments.split_off(number);
-        }
-        let (since, until) = (self.since_ns.saturating_sub(MARGIN_NS), self.until_ns.saturating_add(MARGIN_NS));
-        let is_of_time = |listed: &Listed| listed.name.first_ns <= until && listed.name.last_ns >= since;
-        let mut numbers = segments.iter().filter(|(_, listed)| is_of_time(listed)).map(|(&number, _)| number);
-        let Some(first) = numbers.next() else { return (label, Segments::new()) };
-        let last = numbers.next_back().unwrap_or(first);
-        (label, segments.into_iter().filter(|(number, _)| (first..=last).contains(number)).collect())
-    }
-
-    /// Removes what was used longest ago, and is not wanted now, until the wanted fits.
-    fn make_room(&self, wanted: &[(Label, Segments)], needed: u64) -> Result<(), RemoteError> {
-        let names: std::collections::HashSet<String> =
-            wanted.iter().flat_map(|(_, segments)| segments.values()).map(|listed| listed.name.file()).collect();
-        let mut others = Vec::new();
-        let walked = walk(&self.cache, 3, &mut |path, metadata| {
-            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let file = file.strip_suffix(PART_SUFFIX).map_or(file.clone(), str::to_owned);
-            let is_ours = names::SegmentName::parse(&file).is_some();
-            if is_ours && !names.contains(&file) {
-                let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                others.push((used, metadata.len(), path.to_owned()));
-            }
-        });
-        walked.map_err(|source| RemoteError::Local { path: self.cache.clone(), source })?;
-        others.sort();
-        let mut held: u64 = others.iter().map(|(_, bytes, _)| bytes).sum();
-        for (_, bytes, path) in others {
-            if held.saturating_add(needed) <= self.cache_bytes {
-                break;
-            }
-            fs::remove_file(&path).map_err(|source| RemoteError::Local { path, source })?;
-            held -= bytes;
-        }
-        Ok(())
-    }
-}
-
-const PART_SUFFIX: &str = ".part";
-
-fn walk(dir: &FilePath, depth: u32, each: &mut dyn FnMut(&FilePath, &fs::Metadata)) -> io::Result<()> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        if metadata.is_dir() && depth > 0 {
-            walk(&entry.path(), depth - 1, each)?;
-        } else if metadata.is_file() {
-            each(&entry.path(), &metadata);
-        }
-    }
-    Ok(())
 }
 
 /// Brings a segment to its place in the cache. Returns how many bytes came from the store.
-async fn ensure(
+pub(super) async fn ensure(
     store: &Store,
     listed: &Listed,
     path: &FilePath,

@@ -1,20 +1,21 @@
 //! What a server's own disk no longer has, or never had, out of the remote archive: for requests about the past.
 //!
-//! What enters: the time that a request asks for. What leaves: folders with the segments of that time, of every server of the
-//! cluster. What must hold: a request about what is on this disk costs the store nothing. What is fetched is bounded, and one
-//! request at a time fetches.
+//! What enters: the time that a request asks for. What leaves: the [`Past`] of that time, of every server of the cluster. What
+//! must hold: a request about what is on this disk costs the store nothing. What is fetched is bounded.
 
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use prometheus::IntCounter;
 use tracing::info;
 
 use super::config::RemoteSection;
-use super::fetch::{Fetch, Fetched};
 use super::metrics::RemoteMetrics;
+use super::past::{Asked, Kept, Past};
+use super::ranges::TailHint;
 use super::uploader::Names;
 use super::{RemoteError, life};
 use crate::archive::index::{Index, times_ns};
@@ -29,7 +30,7 @@ pub struct History {
     section: RemoteSection,
     dir: PathBuf,
     read_bytes: IntCounter,
-    turn: Mutex<()>,
+    kept: Arc<Kept>,
 }
 
 impl History {
@@ -43,15 +44,25 @@ impl History {
         let cluster = section.cluster.as_ref().unwrap_or(&names.cluster);
         let url = format!("{}/{cluster}", section.url.trim_end_matches('/'));
         let section = RemoteSection { url, ..section.clone() };
-        let read_bytes = metrics.read_bytes.clone();
-        (section.cache_bytes > 0).then(|| Self { section, dir: dir.into(), read_bytes, turn: Mutex::default() })
+        if section.cache_bytes == 0 {
+            return None;
+        }
+        let dir = dir.into();
+        let kept = Kept {
+            cache: dir.join(CACHE),
+            cache_bytes: section.cache_bytes,
+            turn: Mutex::default(),
+            hint: TailHint::default(),
+            is_clean: AtomicBool::new(false),
+        };
+        Some(Self { section, dir, read_bytes: metrics.read_bytes.clone(), kept: Arc::new(kept) })
     }
 
-    /// What is wanted and not on this disk; `None` when all of it is. Blocking.
+    /// What is wanted and not on this disk; `None` when all of it is. `is_named` says that a pod or the like is wanted. Blocking.
     ///
     /// # Errors
     /// [`RemoteError`]: what this disk has can still be read.
-    pub fn before(&self, since_ns: u64, until_ns: u64) -> Result<Option<Fetched>, RemoteError> {
+    pub fn before(&self, since_ns: u64, until_ns: u64, is_named: bool) -> Result<Option<Arc<Past>>, RemoteError> {
         // Whoever names no beginning wants what there is here.
         if since_ns == 0 {
             return Ok(None);
@@ -62,25 +73,18 @@ impl History {
             return Ok(None);
         }
         let own = life::of(&self.dir).map_err(local)?;
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let fetch = Fetch {
-            section: self.section.clone(),
-            since_ns,
-            until_ns,
-            cache: self.dir.join(CACHE),
-            cache_bytes: self.section.cache_bytes,
-            // What is here is not fetched.
-            besides: first.map(|(number, _)| (own, number)),
-        };
-        let fetched = match fetch.run(&mut |_| {}, &mut |_| {}) {
-            Ok(fetched) => fetched,
-            Err(RemoteError::Empty { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        self.read_bytes.inc_by(fetched.fetched_bytes);
-        let (segments, bytes, read_bytes) = (fetched.segments, fetched.bytes, fetched.fetched_bytes);
-        info!(segments, bytes, read_bytes, "reading archive.remote for a request about the past");
-        Ok(Some(fetched))
+        // What is here is not fetched.
+        let besides = first.map(|(number, _)| (own, number));
+        let asked = Asked { since_ns, until_ns, is_named, besides };
+        Ok(Past::look(&self.section, Arc::clone(&self.kept), &asked)?.map(Arc::new))
+    }
+
+    /// Counts what a request has read by now.
+    pub fn count(&self, past: &Past) {
+        let read = past.read();
+        self.read_bytes.inc_by(read.read_bytes);
+        let (segments, bytes, read_bytes) = (read.segments, read.archive_bytes, read.read_bytes);
+        info!(segments, bytes, read_bytes, "read archive.remote for a request about the past");
     }
 }
 

@@ -79,6 +79,18 @@ pub async fn list(store: &Store, below: &Path) -> Result<BTreeMap<Label, Segment
     Ok(whole)
 }
 
+/// Those with events between two moments: a run without holes, so that what its snapshots count is in it.
+pub fn of_time(segments: Segments, (since_ns, until_ns): (u64, u64)) -> Segments {
+    let is_of_time = |listed: &Listed| {
+        // Names have whole seconds.
+        listed.name.first_ns <= until_ns && listed.name.last_ns.saturating_add(1_000_000_000) >= since_ns
+    };
+    let mut numbers = segments.iter().filter(|(_, listed)| is_of_time(listed)).map(|(&number, _)| number);
+    let Some(first) = numbers.next() else { return Segments::new() };
+    let last = numbers.next_back().unwrap_or(first);
+    segments.into_iter().filter(|(number, _)| (first..=last).contains(number)).collect()
+}
+
 /// Chooses among several objects of one number the one that the manifest names: the others' uploads were never
 /// completed.
 async fn chosen(

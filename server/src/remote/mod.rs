@@ -16,6 +16,7 @@
 //! disk was replaced begins a new one, and so does one that finds other contents under its numbers.
 
 mod accounting;
+mod cache;
 mod config;
 mod connect;
 mod fetch;
@@ -25,6 +26,8 @@ mod listing;
 mod manifest;
 mod metrics;
 mod names;
+mod past;
+mod ranges;
 mod store;
 mod table_writer;
 mod tables;
@@ -35,13 +38,15 @@ use std::path::PathBuf;
 
 use crate::parquet::ExportError;
 
+pub use cache::View;
 pub use config::{RemoteSection, is_name, is_url};
 pub(crate) use connect::{machine_roots, trusting};
-pub use fetch::{CACHE_BYTES_DEFAULT, Fetch, Fetched, View};
+pub use fetch::{CACHE_BYTES_DEFAULT, Fetch, Fetched};
 pub use history::History;
 pub use listing::Label;
 pub use manifest::{Manifest, NodeCount};
 pub use metrics::RemoteMetrics;
+pub use past::{Past, Read};
 pub use table_writer::TableWriter;
 pub use tables::{Mark, TableStore};
 pub use uploader::{Names, Uploader};

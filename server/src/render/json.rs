@@ -1,9 +1,10 @@
 //! The JSON form: keys that do not change, times in RFC 3339, ids that exceed 53 bits as text.
 
 use serde_json::{Value, json};
+use tapio_wire::program::units::human_bytes;
 use tapio_wire::service::{
-    Death, DeliveryStatus, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, ServerStatus, Silence,
-    SourceLedger, StatusResponse, Unanswered,
+    Death, DeliveryStatus, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, RemoteRead, ServerStatus,
+    Silence, SourceLedger, StatusResponse, Unanswered,
 };
 
 use super::time::rfc3339;
@@ -238,6 +239,17 @@ pub fn incomplete_value(incomplete: &[Unanswered]) -> Value {
         })
     };
     incomplete.iter().map(server).collect()
+}
+
+/// What an answer took from a remote archive.
+pub fn remote_value(read: &RemoteRead) -> Value {
+    json!({ "read_bytes": read.read_bytes, "segments": read.segments, "archive_bytes": read.archive_bytes })
+}
+
+/// The same for people.
+pub fn remote_read(read: &RemoteRead) -> String {
+    let (came, all) = (human_bytes(read.read_bytes), human_bytes(read.archive_bytes));
+    format!("Read {came} from archive.remote, which has {all} of that time in {} segments.", read.segments)
 }
 
 fn own_status_value(status: &StatusResponse) -> Value {

@@ -15,7 +15,10 @@ pub use event::{Fields, event_fields, event_row, event_text};
 pub use finding::{
     causes, certificate_rows, finding, is_state, list_header, list_row, loss, offset, percent, pod, span, withdrawal,
 };
-pub use json::{event_value, finding_json, finding_value, incomplete_value, silence_value, status_json, status_value};
+pub use json::{
+    event_value, finding_json, finding_value, incomplete_value, remote_read, remote_value, silence_value, status_json,
+    status_value,
+};
 pub use layout::{Style, clean, clean_lines, padded, table};
 pub use silence::{held, silences};
 pub use status::{Ledger, ledger_of, ledger_text as ledger, status, unwatched, where_of};

@@ -195,7 +195,7 @@ impl Pages {
         let choice = Choice { read_bytes_max: READ_BYTES_MAX, reads_remote: false, ..choice };
         let metadata = MetadataMap::from_headers(headers.clone());
         match tokio::time::timeout(READ_TIMEOUT, self.ask(choice, &metadata)).await {
-            Ok(Ok((events, incomplete))) => {
+            Ok(Ok(query::Told { events, incomplete, .. })) => {
                 Read { events, missing: incomplete.iter().map(parts::unanswered).collect() }
             }
             Ok(Err(status)) if status.code() == tonic::Code::NotFound => Read::default(),
@@ -208,11 +208,7 @@ impl Pages {
     }
 
     /// Asks again while others read the archive: few may at a time.
-    async fn ask(
-        &self,
-        choice: Choice,
-        metadata: &MetadataMap,
-    ) -> Result<(Vec<Event>, Vec<Unanswered>), tonic::Status> {
+    async fn ask(&self, choice: Choice, metadata: &MetadataMap) -> Result<query::Told, tonic::Status> {
         loop {
             match query::events_of_all(&self.events, self.peers.as_deref(), choice.clone(), metadata).await {
                 Err(status) if status.code() == tonic::Code::ResourceExhausted => {

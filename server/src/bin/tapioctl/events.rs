@@ -7,6 +7,7 @@ use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use tapio_server::events::{EVENTS_MAX, kinds_named};
 use tapio_server::render;
+use tapio_wire::complain;
 use tapio_wire::service::{Event, ListEventsRequest};
 
 use super::output::{Format, nobody_reads, print};
@@ -73,7 +74,7 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
         kinds: arguments.kind.clone(),
         limit: arguments.limit,
         newest: arguments.newest,
-        local: false,
+        ..ListEventsRequest::default()
     };
     if request.until_ns > 0 && request.since_ns > request.until_ns {
         return Err(Failure::Usage("--since is later than --until: no event can lie between them".into()));
@@ -81,6 +82,9 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
     let mut client = connect(server, false).await?;
     if !arguments.watch {
         each(&mut client, server, request, &mut |event| print(&line(printing, event))).await?;
+        if let Some(read) = server.remote() {
+            complain!("{}", render::remote_read(&read));
+        }
         return Ok(());
     }
     if request.since_ns == 0 {
@@ -125,13 +129,19 @@ pub async fn each(
     request: ListEventsRequest,
     take: &mut dyn FnMut(&Event) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
+    let request = ListEventsRequest { tells_remote: true, ..request };
     let answer = client.list_events(request).await;
     let mut stream = answer.map_err(|status| Failure::of(server, &status))?.into_inner();
     // Whose part is missing is printed last.
     let mut held = Vec::new();
     while let Some(event) = stream.message().await.map_err(|status| Failure::of(server, &status))? {
+        if let Some(remote) = &event.remote {
+            server.has_read(remote);
+        }
         if !event.incomplete.is_empty() {
             server.lacks(&event.incomplete)?;
+        }
+        if event.id.is_empty() {
             continue;
         }
         if server.requires_complete() {

@@ -17,7 +17,7 @@ use tapio_wire::program::tls::{ClientFiles, Watched};
 use tapio_wire::program::token::{Bearer, TokenFile};
 use tapio_wire::service::query_client::QueryClient;
 use tapio_wire::service::silences_client::SilencesClient;
-use tapio_wire::service::{StatusRequest, StatusResponse, Unanswered};
+use tapio_wire::service::{RemoteRead, StatusRequest, StatusResponse, Unanswered};
 use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -107,6 +107,9 @@ pub struct ServerAt {
     /// Servers whose parts were missing in what was printed.
     #[arg(skip)]
     missing: Missing,
+    /// What was read of a remote archive for what was printed.
+    #[arg(skip)]
+    remote: Mutex<RemoteRead>,
     /// The server that was reached last was one of several.
     #[arg(skip)]
     has_others: AtomicBool,
@@ -154,6 +157,20 @@ impl ServerAt {
             false if self.require_complete => Err(Failure::Incomplete),
             _ => Ok(()),
         }
+    }
+
+    /// Takes in what an answer took from a remote archive.
+    pub fn has_read(&self, remote: &RemoteRead) {
+        let mut sum = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        sum.read_bytes += remote.read_bytes;
+        sum.segments = sum.segments.max(remote.segments);
+        sum.archive_bytes = sum.archive_bytes.max(remote.archive_bytes);
+    }
+
+    /// What was read of a remote archive by now; `None` where none was asked.
+    pub fn remote(&self) -> Option<RemoteRead> {
+        let read = *self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        (read.segments > 0).then_some(read)
     }
 
     /// A new answer is asked for: what the last one lacked does not count.

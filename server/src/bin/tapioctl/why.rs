@@ -25,6 +25,8 @@ use super::{Printing, events, filter, now_ns};
 /// How long before a finding's start events are searched.
 const BEFORE_NS: u64 = 5 * 60 * 1_000_000_000;
 const READ_MAX: u32 = 2_000;
+/// A beginning that is named: with 0 a server answers from its own disk alone.
+const FIRST_NS: u64 = 1;
 /// Findings that are looked at and shown at most, how many are asked for at once, and how often.
 const FINDINGS_MAX: usize = 50;
 const PAGE: u32 = 500;
@@ -96,12 +98,17 @@ pub async fn run(server: &ServerAt, printing: Printing, arguments: &Arguments) -
         "finding": finding.as_ref().map(render::finding_value),
         "other_findings": others.iter().map(render::finding_value).collect::<Vec<_>>(),
         "last_events": last.iter().map(render::event_value).collect::<Vec<_>>(),
+        "remote": server.remote().as_ref().map(render::remote_value),
     });
     if let Some(text) = printing.format.one(&value) {
         return print(&text);
     }
     let answer = Answer { finding: finding.as_ref(), others: &others, last: &last, states: &states, changes: &changes };
-    print(&text(printing, &subject, &answer, unread))
+    let mut text = text(printing, &subject, &answer, unread);
+    if let Some(read) = server.remote() {
+        text.push_str(&format!("\n{}\n", render::remote_read(&read)));
+    }
+    print(&text)
 }
 
 /// What is known of a subject.
@@ -158,8 +165,8 @@ async fn gather(
     let events_max = events_max.max(1);
     let (mut last, mut unread) = read_of(client, server, subject, &request).await?;
     if finding.is_none() && last.is_empty() {
-        // Nothing of a death in the last hour: what is there at all, of any kind and time, as `tapioctl events` shows it.
-        request.since_ns = 0;
+        // Nothing of a death in the last hour: what is there at all, of any kind and time, in a remote archive too.
+        request.since_ns = FIRST_NS;
         request.kinds.clear();
         if !subject.is_exact {
             request.limit = events_max;
