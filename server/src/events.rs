@@ -213,6 +213,34 @@ impl Catalog {
     }
 }
 
+/// The entities of a namespace or of a pod of it, and those that belong to them, as all of an archive describes them.
+///
+/// # Errors
+/// When the archive cannot be read.
+pub fn entities_of(
+    reader: &Reader,
+    namespace: &str,
+    pod: Option<&str>,
+) -> Result<HashSet<(u64, u64), RandomState>, ReadError> {
+    let (namespace, pod) = (namespace.to_owned(), pod.unwrap_or_default().to_owned());
+    let choice = Choice { namespace, pod, ..Choice::default() };
+    let mut found: HashSet<(u64, u64), RandomState> = HashSet::default();
+    let mut learn = |described: Described| {
+        if is_meant(&described, &choice) {
+            found.insert((described.node, described.id));
+        }
+    };
+    reader.described(0, u64::MAX, &mut learn)?;
+    let mut children = Vec::new();
+    reader.described(0, u64::MAX, &mut |described| {
+        if described.parent != 0 && found.contains(&(described.node, described.parent)) {
+            children.push((described.node, described.id));
+        }
+    })?;
+    found.extend(children);
+    Ok(found)
+}
+
 /// The id that 16 hexadecimal digits are.
 fn id_of(entity: &str) -> Option<u64> {
     (entity.len() == 16).then(|| u64::from_str_radix(entity, 16).ok()).flatten()

@@ -37,6 +37,9 @@ pub type EntityId = u64;
 /// An index into [`Body::names`].
 pub type Name = u32;
 
+/// The reason of a [`Gap`] that stands where somebody had an event erased from an archive. Nothing was missed.
+pub const ERASED: &str = "erased";
+
 /// The name that stands for "unknown": never in the table.
 pub const NO_NAME: Name = Name::MAX;
 

@@ -17,8 +17,10 @@ pub mod copy;
 pub mod damage;
 pub mod disk;
 pub mod elsewhere;
+pub mod erase;
+pub mod holds;
 pub mod index;
-mod lock;
+pub mod lock;
 mod merge;
 mod metrics;
 pub mod offsite;
@@ -26,6 +28,7 @@ pub mod plain;
 pub mod reader;
 mod records;
 mod recover;
+pub mod restored;
 mod retention;
 pub(crate) mod scan;
 pub(crate) mod segments;
@@ -345,6 +348,7 @@ impl Archive {
             next_number: recovered.next_number,
             offsite: config.offsite.clone(),
             superfluous: recovered.empty_newest,
+            held: holds::Held::default(),
         };
         let (started_sender, started) = std::sync::mpsc::sync_channel(1);
         let pulse = Pulse::default();

@@ -7,6 +7,7 @@
 //! - Only a start deletes before it writes, and only what exceeds `max_bytes` by itself: somebody lowered that.
 //! - A poisoned segment counts with what is durable in it, and the rest of its file is given back, later where not at once.
 //! - A segment that is to be uploaded waits for that beyond its age. For its size it is deleted all the same, and counted.
+//! - A segment that a legal hold keeps stays beyond its age and beyond `max_bytes`; the next ones go instead.
 //! - A segment that holds nothing but a snapshot goes as soon as the next segment has that snapshot.
 
 use std::io;
@@ -145,12 +146,13 @@ impl<D: Disk> Running<D> {
         }
     }
 
-    /// Deletes the oldest closed segments, all but `kept`, until the others and `reserved` bytes fit and none is too old.
+    /// Deletes the oldest closed segments, all but `kept` and those that a legal hold keeps, until the others and `reserved` bytes fit and none is too old.
     async fn delete_oldest(&mut self, reserved: u64, kept: usize, max_age: Duration) {
         let now = self.writer.ages.now();
-        let mut has_deleted = false;
-        while self.writer.closed.len() > kept
-            && let Some(oldest) = self.writer.closed.front()
+        let (mut has_deleted, mut held) = (false, 0);
+        self.writer.held.refresh(&self.writer.dir);
+        while self.writer.closed.len() > kept + held
+            && let Some(oldest) = self.writer.closed.get(held)
         {
             let is_young = now.saturating_sub(oldest.closed_at) <= max_age;
             let is_kept = is_young || self.is_waiting(oldest.number);
@@ -158,10 +160,14 @@ impl<D: Disk> Running<D> {
                 break;
             }
             let oldest = oldest.clone();
+            if self.writer.held.keeps(&oldest) {
+                held += 1;
+                continue;
+            }
             if !self.delete(&oldest).await {
                 break;
             }
-            self.writer.closed.pop_front();
+            self.writer.closed.remove(held);
             has_deleted = true;
         }
         if has_deleted {

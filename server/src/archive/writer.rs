@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 use super::ages::Ages;
 use super::disk::{Disk, DiskKind, write_all};
 use super::elsewhere::FirstContact;
+use super::holds::Held;
 use super::index::IndexBuilder;
 use super::metrics::ArchiveMetrics;
 use super::offsite::Offsite;
@@ -59,6 +60,8 @@ pub(super) struct Writer {
     pub offsite: Option<Arc<Offsite>>,
     /// A closed segment that the first new snapshot makes superfluous.
     pub superfluous: Option<u64>,
+    /// Legal holds of this directory.
+    pub held: Held,
 }
 
 /// The segment that is written to.

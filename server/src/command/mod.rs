@@ -1,14 +1,18 @@
 //! What `tapio-server archive …` and `tapio-server replay` do: for people at a machine that has the archive.
 //!
 //! What enters: arguments. What leaves: text or JSON lines on standard output, progress and errors on standard error, an exit
-//! code. What must hold: nothing of the archive is changed or locked, so all of it is safe beside a running server. A remote
-//! archive is fetched first ([`source`]), and what was fetched is kept for the next time.
+//! code. What must hold: only restore, erase and hold change an archive ([`place`]); the others lock nothing and are safe beside a
+//! running server. A remote archive is fetched first ([`source`]), and what was fetched is kept for the next time.
 
 mod cat;
 mod check;
 mod copy;
+mod erase;
 mod export;
+mod hold;
+mod place;
 mod replay;
+mod restore;
 mod source;
 mod stat;
 mod verify;
@@ -33,8 +37,11 @@ use crate::render::{self, Style};
 pub use cat::CatArguments;
 pub use check::{check, print_config};
 pub use copy::CopyArguments;
+pub use erase::EraseArguments;
 pub use export::ExportArguments;
+pub use hold::HoldCommand;
 pub use replay::ReplayArguments;
+pub use restore::RestoreArguments;
 pub use source::Source;
 
 /// An archive, and how to print.
@@ -61,6 +68,13 @@ pub enum ArchiveCommand {
     Copy(CopyArguments),
     /// Write an archive as Parquet, for SQL (docs/sql.md); exit code 3 if acknowledged events are damaged
     Export(ExportArguments),
+    /// Bring a window of another archive back beside a stopped server's own: it shows those events and findings then
+    Restore(RestoreArguments),
+    /// Erase the events of a namespace or a pod, in an archive that no server has open, or in a remote archive
+    Erase(EraseArguments),
+    /// Legal holds: what retention, erase and merge must not delete
+    #[command(subcommand)]
+    Hold(HoldCommand),
 }
 
 impl ArchiveCommand {
@@ -75,6 +89,9 @@ impl ArchiveCommand {
             Self::Cat(arguments) => cat::run(&arguments),
             Self::Copy(arguments) => copy::run(&arguments),
             Self::Export(arguments) => export::run(&arguments),
+            Self::Restore(arguments) => restore::run(&arguments),
+            Self::Erase(arguments) => erase::run(&arguments),
+            Self::Hold(command) => hold::run(&command),
         }
     }
 }

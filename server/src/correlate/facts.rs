@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tapio_wire::event::{
     ArchivedCgroupUse, ArchivedConntrack, ArchivedContainerState, ArchivedCurve, ArchivedDetail, ArchivedEndpoints,
     ArchivedKubeEvent, ArchivedLogLines, ArchivedNodeCondition, ArchivedObjectState, ArchivedObservation,
-    ArchivedPodState, ArchivedRollout, ArchivedTrouble, ArchivedUnitState, EntityId,
+    ArchivedPodState, ArchivedRollout, ArchivedTrouble, ArchivedUnitState, ERASED, EntityId,
 };
 use tapio_wire::frame::Frame;
 use tapio_wire::program::units::human_bytes;
@@ -131,6 +131,8 @@ pub fn fact(
             fields.text("result", job.result.to_native());
         }
         ArchivedDetail::Observation(seen) => fields.observation(seen),
+        // Somebody had an event erased here: nothing was missed.
+        ArchivedDetail::Gap(gap) if frame.body().name(gap.reason.to_native()) == Some(ERASED) => return None,
         ArchivedDetail::Gap(gap) => {
             fields.text("what", gap.what.to_native());
             fields.text("reason", gap.reason.to_native());

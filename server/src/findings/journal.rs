@@ -97,6 +97,17 @@ pub fn read(dir: &Path) -> io::Result<Recorded> {
     }
 }
 
+/// Adds findings to the journal of a directory that no server has open; durable then.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn append(dir: &Path, findings: &[Arc<Finding>]) -> io::Result<()> {
+    let lines: Vec<Vec<u8>> = findings.iter().map(|finding| encode(&Written::Published(finding))).collect();
+    let mut file = File::options().create(true).append(true).open(&paths(dir)[0])?;
+    file.write_all(&lines.concat())?;
+    file.sync_all()
+}
+
 /// Reads what can be read of the journal of a directory.
 pub fn read_what_can_be(dir: &Path) -> Recorded {
     let mut recorded = Recorded::default();

@@ -8,6 +8,7 @@ use tapio_wire::service::{Event, ListEventsRequest, RemoteRead};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::archive::reader::Reader;
+use crate::archive::restored;
 use crate::events::{self, Choice, EventsError, Outcome};
 use crate::remote::{History, Past, Read};
 
@@ -78,7 +79,8 @@ impl EventSource {
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let (past, mut unread) = source.past(&choice);
-            let mut reader = Reader::new(&source.dir);
+            let restored = restored::dirs(&source.dir);
+            let mut reader = Reader::over(restored.into_iter().chain([source.dir.clone()]));
             if let Some(past) = &past {
                 reader = reader.with_sparse(past.parts(), Arc::<Past>::clone(past));
             }

@@ -40,8 +40,15 @@ pub struct Manifest {
     pub lethal_events: u64,
     /// Whether an index ends it; without one it is scanned.
     pub indexed: bool,
+    /// Events that were erased from it later; a gap stands in the place of each.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub erased_events: u64,
     /// Event counts by node and epoch; empty when there are too many.
     pub nodes: Vec<NodeCount>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What a segment has of one epoch of a node.
@@ -123,6 +130,7 @@ impl Manifest {
             events,
             lethal_events,
             indexed: Index::read(file, number)?.is_some(),
+            erased_events: 0,
             nodes: nodes.into_values().collect(),
         }))
     }

@@ -4,7 +4,7 @@
 //! archive's reader reads. What must hold:
 //!
 //! - Nothing here stands before an acknowledgement: the archive's thread only notes which segments are closed.
-//! - A manifest is put last, and only where none is: an object without one is no segment, and nothing is overwritten.
+//! - A manifest is put last, and only where none is: an object without one is no segment. Only an erasure replaces one.
 //! - Retention deletes a segment that is not uploaded for its size alone, and counts it (`archive/offsite.rs`).
 //!
 //! ```text
@@ -19,14 +19,18 @@ mod accounting;
 mod cache;
 mod config;
 mod connect;
+mod erased_tables;
 mod fetch;
 mod history;
+mod keeping;
+mod lease;
 mod life;
 mod listing;
 mod manifest;
 mod metrics;
 mod names;
 mod past;
+mod put;
 mod ranges;
 mod store;
 mod table_writer;
@@ -41,8 +45,10 @@ use crate::parquet::ExportError;
 pub use cache::View;
 pub use config::{RemoteSection, is_name, is_url};
 pub(crate) use connect::{machine_roots, trusting};
+pub use erased_tables::rewrite as rewrite_tables;
 pub use fetch::{CACHE_BYTES_DEFAULT, Fetch, Fetched};
 pub use history::History;
+pub use keeping::{ErasureReport, Keeping};
 pub use listing::Label;
 pub use manifest::{Manifest, NodeCount};
 pub use metrics::RemoteMetrics;
@@ -79,6 +85,16 @@ pub enum RemoteError {
     Cache { needed: u64, allowed: u64 },
     #[error("{server} has {found} under {name}, and this archive has something else: another server has its name")]
     Collision { server: String, name: String, found: String },
+    #[error("{0}")]
+    Usage(String),
+    #[error("the remote archive is being worked on: {holder} holds it for {what} until {until}, or until that is done")]
+    Busy { holder: String, what: String, until: String },
+    #[error("the lease on the remote archive was lost to somebody else: run this again, and it goes on")]
+    LeaseLost,
+    #[error(
+        "the legal hold {id} of {by} keeps this ({reason}): `tapio-server archive hold remove` ends it where it may be erased"
+    )]
+    Held { id: String, reason: String, by: String },
     #[error("the thread that uploads cannot be started: {0}")]
     Thread(io::Error),
     #[error(transparent)]

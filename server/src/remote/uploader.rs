@@ -7,15 +7,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
+use object_store::PutPayload;
 use object_store::path::Path;
-use object_store::{GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tapio_wire::program::backoff::Backoff;
 use tapio_wire::program::units::{human_bytes, human_duration};
 use tokio::sync::watch;
@@ -28,15 +26,11 @@ use super::listing::{self, Label};
 use super::manifest::Manifest;
 use super::metrics::RemoteMetrics;
 use super::store::Store;
-use super::{RemoteError, life, names};
+use super::{RemoteError, life, names, put};
 use crate::archive::Archive;
 use crate::archive::offsite::{Offsite, Waiting};
 use crate::vitals::{Pulse, Sign};
 
-/// A segment up to this size is one request, and of a larger one each part.
-const PART_BYTES: u64 = 8 << 20;
-/// What a body is handed on in: the pace is kept between such pieces.
-const PIECE_BYTES: u64 = 128 << 10;
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Pause between attempts while the server ends.
@@ -265,7 +259,7 @@ impl Work {
         let Some(manifest) = manifest else { return Ok(true) };
         let found = match known {
             Some((object, _)) if *object == manifest.object => return Ok(true),
-            Some((object, _)) => Some(object.clone()),
+            Some((object, _)) => self.unless_erased(life, &manifest, object).await?,
             None => self.put(life, &file, &manifest).await?,
         };
         if let Some(found) = found {
@@ -285,90 +279,34 @@ impl Work {
         Ok(true)
     }
 
+    /// What stands in the way; `None` where it is the segment without what somebody had erased from it.
+    async fn unless_erased(
+        &self,
+        life: &Life,
+        manifest: &Manifest,
+        known: &str,
+    ) -> Result<Option<String>, RemoteError> {
+        let object = life.folder.clone().join(known);
+        let there = listing::manifest(&self.store, &object, manifest.segment).await?;
+        if there.erased_events > 0 {
+            let segment = manifest.segment;
+            warn!(segment, "the remote archive has this segment without erased events, and this disk has it with them");
+        }
+        Ok((there.erased_events == 0).then_some(there.object))
+    }
+
     /// Puts the segment, then its manifest. Returns what stands in the way, if something else does.
     async fn put(&self, life: &Life, file: &File, manifest: &Manifest) -> Result<Option<String>, RemoteError> {
         let object = life.folder.clone().join(manifest.object.as_str());
-        self.put_segment(&object, file, manifest.bytes).await?;
+        put::segment(&self.store, &object, file, manifest.bytes).await?;
         let path = life.folder.clone().join(names::manifest_file(manifest.segment));
-        match self.create(&path, PutPayload::from(manifest.to_json())).await? {
+        match put::create(&self.store, &path, PutPayload::from(manifest.to_json())).await? {
             true => Ok(None),
             false => {
                 let there = listing::manifest(&self.store, &object, manifest.segment).await?;
-                Ok((there.sha256 != manifest.sha256).then_some(there.object))
+                Ok((there.sha256 != manifest.sha256 && there.erased_events == 0).then_some(there.object))
             }
         }
-    }
-
-    /// Puts an object where none is. False when one is.
-    async fn create(&self, path: &Path, payload: PutPayload) -> Result<bool, RemoteError> {
-        let options = PutOptions::from(PutMode::Create);
-        match self.store.objects.put_opts(path, payload, options).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
-            Err(source) => Err(RemoteError::Object { name: path.to_string(), source }),
-        }
-    }
-
-    /// Puts the bytes. The name has their checksum: an object of that name and size has just these.
-    async fn put_segment(&self, path: &Path, file: &File, bytes: u64) -> Result<(), RemoteError> {
-        let failed = |source| RemoteError::Object { name: path.to_string(), source };
-        if bytes <= PART_BYTES {
-            let payload = self.read(file, 0, bytes).await?;
-            self.create(path, payload).await?;
-        } else {
-            let mut upload = self.store.objects.put_multipart(path).await.map_err(failed)?;
-            if let Err(error) = self.put_parts(upload.as_mut(), path, file, bytes).await {
-                // Best effort: buckets have rules for uploads that were never completed.
-                let _ = upload.abort().await;
-                return Err(error);
-            }
-        }
-        let there = self.store.objects.get_opts(path, GetOptions::new().with_head(true)).await.map_err(failed)?;
-        match there.meta.size {
-            size if size == bytes => Ok(()),
-            size => {
-                // A half object, of a store that takes such: the next attempt puts it again.
-                let _ = self.store.objects.delete(path).await;
-                let problem = format!("it has {size} bytes of {bytes}");
-                Err(RemoteError::Damaged { name: path.to_string(), problem })
-            }
-        }
-    }
-
-    async fn put_parts(
-        &self,
-        upload: &mut dyn MultipartUpload,
-        path: &Path,
-        file: &File,
-        bytes: u64,
-    ) -> Result<(), RemoteError> {
-        let failed = |source| RemoteError::Object { name: path.to_string(), source };
-        let mut at = 0;
-        while at < bytes {
-            let length = (bytes - at).min(PART_BYTES);
-            let payload = self.read(file, at, length).await?;
-            upload.put_part(payload).await.map_err(failed)?;
-            at += length;
-        }
-        upload.complete().await.map_err(failed)?;
-        Ok(())
-    }
-
-    /// Reads a part of a segment.
-    async fn read(&self, file: &File, from: u64, length: u64) -> Result<PutPayload, RemoteError> {
-        let mut pieces: Vec<Bytes> = Vec::new();
-        let mut at = from;
-        while at < from + length {
-            let mut piece = vec![0; (from + length - at).min(PIECE_BYTES) as usize];
-            if self.store.is_folder() {
-                self.store.pace.wait(piece.len() as u64).await;
-            }
-            let read = file.read_exact_at(&mut piece, at);
-            read.map_err(|source| RemoteError::Local { path: self.dir.clone(), source })?;
-            at += piece.len() as u64;
-            pieces.push(piece.into());
-        }
-        Ok(PutPayload::from_iter(pieces))
     }
 }
 
