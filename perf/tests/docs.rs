@@ -202,7 +202,7 @@ fn every_command_that_is_shown_exists() {
                 let names = subcommands.lines().skip(1).take_while(|line| line.starts_with("  "));
                 // A word that several may stand for is written with bars.
                 let first = word.split('|').next().unwrap_or(word).trim_end_matches('\\');
-                if path.len() > 2 || !names.filter_map(|line| line.split_whitespace().next()).any(|name| name == first)
+                if path.len() > 3 || !names.filter_map(|line| line.split_whitespace().next()).any(|name| name == first)
                 {
                     if is_of_option {
                         continue;

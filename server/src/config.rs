@@ -144,8 +144,8 @@ pub struct MetricsSection {
     pub prometheus_enabled: bool,
     /// The port of the HTTP side: `/healthz`, `/readyz`, `/metrics`, and the API.
     pub prometheus_port: u16,
-    /// Whether `/api/v1` and the page are served there in the clear too; default: only where neither TLS nor a token guards gRPC.
-    /// Over TLS (`server.tls_enabled`) they are served unless this is false.
+    /// Whether `/api/v1` and the page are served in the clear too; default: only where neither TLS nor a token guards gRPC.
+    /// Over TLS they are served unless it is false.
     #[schemars(example = true)]
     pub api: Option<bool>,
 }
