@@ -127,7 +127,7 @@ fn reads_little(section: &RemoteSection) -> Read {
     let (found, read, incomplete) = asked(dir.path(), section, choice("shop/web-7"));
     assert_eq!(found, expected(7));
     assert_eq!(incomplete, None);
-    assert!(read.archive_bytes > 15 << 20 && read.segments >= 8, "{read:?}");
+    assert!(read.archive_bytes > 12 << 20 && read.segments >= 6, "{read:?}");
     assert!(read.read_bytes > 0 && read.read_bytes < read.archive_bytes / 10, "{read:?}");
     // What was read is here now. Another pod's blocks are not, and the indexes are.
     let (found, again, _) = asked(dir.path(), section, choice("shop/web-7"));
@@ -146,7 +146,7 @@ fn one_pods_blocks_are_read_of_a_folder() {
     reads_little(&section);
     // A minute of everything reads that minute.
     let dir = tempfile::tempdir().expect("a folder");
-    let minute = Choice { until_ns: Some(BEGIN_NS + 60 * SECOND_NS), ..choice("") };
+    let minute = Choice { until_ns: Some(BEGIN_NS + 60 * SECOND_NS - 1), ..choice("") };
     let (found, read, incomplete) = asked(dir.path(), &section, minute);
     assert_eq!((found.len() as u64, incomplete), (59 * FRAME, None));
     assert!(read.read_bytes < read.archive_bytes / 2, "{read:?}");

@@ -76,6 +76,11 @@ impl Erasure {
         (self.since_ns..=self.until_ns).contains(&ns)
     }
 
+    /// Whether descriptions go too. Events outside of a named time keep theirs: a later erasure finds them by it.
+    fn takes_descriptions(&self) -> bool {
+        (self.since_ns, self.until_ns) == (0, u64::MAX)
+    }
+
     fn is_meant(&self, node: u64, entity: EntityId) -> bool {
         entity != 0 && self.entities.contains(&(node, entity))
     }
@@ -182,7 +187,7 @@ fn frame_without(
         rkyv::deserialize::<Body, Failure>(archived).map_err(|_| invalid("a frame's body cannot be read"))?;
     let is_meant = |entity: EntityId| erasure.is_meant(header.node, entity);
     let (described, events) = (body.entities.len(), takes.iter().filter(|takes| **takes).count() as u64);
-    if erasure.is_of_time(header.realtime_ns) {
+    if erasure.takes_descriptions() {
         body.entities.retain(|entity| !is_meant(entity.id));
     }
     let descriptions = (described - body.entities.len()) as u64;
