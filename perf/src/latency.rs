@@ -34,6 +34,11 @@ impl Latencies {
         self.histogram.saturating_record_n(us.min(MAX_US), count);
     }
 
+    /// Adds the values of another distribution.
+    pub fn add(&mut self, other: &Self) {
+        self.histogram += &other.histogram;
+    }
+
     /// How many values there are.
     pub fn count(&self) -> u64 {
         self.histogram.len()

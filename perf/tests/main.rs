@@ -12,6 +12,7 @@ mod endpoints;
 mod evidence;
 mod flood;
 mod governor;
+mod ingest;
 mod inject;
 mod kube;
 mod kube_archive;

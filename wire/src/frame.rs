@@ -22,6 +22,8 @@
 //! zero. The payload's checksum is computed when the frame is packed. The header's is computed when the frame gets its
 //! place in the sequence, right before it is first sent.
 
+mod replay;
+
 use bytes::Bytes;
 use rkyv::api::low;
 use rkyv::rancor::Failure;
@@ -33,6 +35,8 @@ use crate::error::FrameError;
 use crate::event::{ArchivedBody, Body, Lane, SOURCES};
 use crate::ledger::{ENTRIES_MAX, ENTRY_BYTES, Ledger};
 use crate::limits::{EXPANSION_MAX, FRAME_BYTES_MAX, FRAME_EVENTS_MAX, RAW_BYTES_MAX};
+
+pub use replay::{REPLAY_BASE_NS, ReplayFrame};
 
 /// The first four bytes of a frame.
 pub const MAGIC: [u8; 4] = *b"TPIO";
@@ -254,6 +258,16 @@ impl Frame {
         // SAFETY: `decode_checked`, the only constructor, had `low::access` validate an `ArchivedBody` at the root of exactly
         // these bytes; `raw` is private, never changed afterwards, and keeps its alignment.
         unsafe { rkyv::access_unchecked::<ArchivedBody>(&self.raw) }
+    }
+}
+
+impl Frame {
+    /// A copy of what it carries, to be changed and packed again.
+    ///
+    /// # Errors
+    /// None but those of a checked body: it was valid when it was decoded.
+    pub fn to_body(&self) -> Result<Body, FrameError> {
+        rkyv::deserialize::<Body, Failure>(self.body()).map_err(|_| FrameError::Archive)
     }
 }
 

@@ -235,6 +235,39 @@ fn pack_row(row: &[u32; WORDS], control: &mut [u8; CONTROL_BYTES], room: &mut [u
     at
 }
 
+/// Where the time of a payload's first row is, in as many bytes as it took.
+pub(crate) struct FirstTime {
+    at: usize,
+    bytes: [usize; 2],
+}
+
+/// Finds the time of the first of `events` rows. `None` without a row.
+pub(crate) fn first_time(payload: &[u8], events: usize) -> Option<FirstTime> {
+    let text_written = u32::from_le_bytes(*payload.first_chunk()?) as usize;
+    let control = TEXT_LENGTH_BYTES + text_written + ROOT_BYTES;
+    let codes = u32::from(*payload.get(control).filter(|_| events > 0)?);
+    let bytes = [codes & 3, codes >> 2 & 3].map(word_bytes);
+    let at = control + events * CONTROL_BYTES;
+    (at + bytes[0] + bytes[1] <= payload.len()).then_some(FirstTime { at, bytes })
+}
+
+impl FirstTime {
+    /// Puts another time in its place, and with it moves those of all rows. `None` when it needs more bytes.
+    pub fn put(&self, payload: &mut [u8], time_ns: u64) -> Option<()> {
+        let words = split(time_ns.checked_mul(2)?);
+        let mut at = self.at;
+        for (word, bytes) in words.into_iter().zip(self.bytes) {
+            let word = word.to_le_bytes();
+            if word[bytes..].iter().any(|&byte| byte != 0) {
+                return None;
+            }
+            payload.get_mut(at..at + bytes)?.copy_from_slice(&word[..bytes]);
+            at += bytes;
+        }
+        Some(())
+    }
+}
+
 /// Fills `raw` with the archive that a payload was packed from, whose body has `events` events. `None` when the payload is none
 /// of such an archive; then `raw` holds anything.
 pub(crate) fn unpack(payload: &[u8], events: usize, raw: &mut [u8]) -> Option<()> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::cost::Costs;
+use super::server_line::{FitPoint, ServerRun};
 use crate::error::Error;
 use crate::host::Host;
 
@@ -69,6 +70,19 @@ pub struct Needs {
     pub memory_limit_mib: u64,
 }
 
+/// What a server did with as many nodes as the plan gives it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct PlanCheck {
+    /// How the plan's line compares with what was measured.
+    pub point: FitPoint,
+    /// Nodes that the plan wanted to be checked with: more than there are where the machine could not.
+    pub nodes_wanted: u64,
+    /// Share of the frames that were offered and acknowledged in time; below 1 the server, or this machine, was too slow.
+    pub served: f64,
+    pub ack_p99_us: u64,
+    pub rss_bytes: u64,
+}
+
 /// A plan. Keys are read by other programs: they stay.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
@@ -79,6 +93,10 @@ pub struct Plan {
     pub events_per_second_peak: f64,
     /// Nodes that one server can take at their peak.
     pub server_nodes_max: u64,
+    /// Frames that each of them then sends.
+    pub node_frames_per_second_peak: f64,
+    /// A run at the planned point, or as close to it as this machine gets; none where costs were read from files.
+    pub check: Option<PlanCheck>,
     /// Enough for the peak while one is missing.
     pub server_replicas: u64,
     pub server: Needs,
@@ -104,7 +122,10 @@ impl Plan {
         let peak = average * cluster.peak_factor;
         let nodes = cluster.nodes as f64;
         let room = cluster.server_cores * cluster.utilisation * 1e9 - costs.server.idle;
-        let of_one_node = costs.server.node + costs.server.event * peak / nodes;
+        // A frame has at least an event.
+        let frames = |rate: f64| costs.frames.at(rate).min(rate);
+        let frames_peak = frames(peak / nodes);
+        let of_one_node = costs.server.node + costs.server.frame * frames_peak + costs.server.event * peak / nodes;
         let nodes_max = (room / of_one_node).floor();
         if nodes_max < 1.0 {
             return Err(Error::Invalid(format!(
@@ -115,7 +136,10 @@ impl Plan {
         }
         let needed = ((nodes / nodes_max).ceil() as u64).max(1);
         let replicas = needed + 1;
-        let of_server = |count: u64, rate: f64| milli(costs.server.at(nodes / count as f64, rate / count as f64));
+        let of_server = |count: u64, rate: f64| {
+            let share = nodes / count as f64;
+            milli(costs.server.at(share, frames(rate / nodes) * share, rate / count as f64))
+        };
         let server = Needs {
             cpu_milli: of_server(replicas, average),
             cpu_milli_peak: of_server(needed, peak),
@@ -141,6 +165,8 @@ impl Plan {
             events_per_second: average,
             events_per_second_peak: peak,
             server_nodes_max: nodes_max as u64,
+            node_frames_per_second_peak: frames_peak,
+            check: None,
             server_replicas: replicas,
             server,
             collector,
@@ -155,7 +181,43 @@ impl Plan {
         Ok(plan)
     }
 
+    /// What one server is to take at the peak, while one is missing.
+    pub fn point(&self) -> ServerRun {
+        let nodes = (self.cluster.nodes as f64 / (self.server_replicas - 1) as f64).ceil();
+        let rate = self.events_per_second_peak / self.cluster.nodes as f64;
+        ServerRun {
+            nodes,
+            frames_per_second: nodes * self.node_frames_per_second_peak,
+            events_per_second: nodes * rate,
+            cpu_ns_per_second: 0.0,
+        }
+    }
+
+    /// Adds what a run at that point showed, and warns where it shows that the plan is wrong.
+    pub fn add_check(&mut self, check: PlanCheck) {
+        if check.served < SERVED_MIN {
+            self.warnings.push(format!(
+                "with {:.0} nodes only {:.0} % of the frames were acknowledged in time: this machine, or a server, is too slow",
+                check.point.nodes,
+                check.served * 100.0
+            ));
+        }
+        if check.point.error_percent < -CHECK_ERROR_PERCENT_MAX {
+            self.warnings.push(format!(
+                "with {:.0} nodes a server took {:.0} thousandths of a core, and the plan says {:.0}: give it more",
+                check.point.nodes, check.point.measured_cpu_milli, check.point.fitted_cpu_milli
+            ));
+        }
+        self.check = Some(check);
+    }
+
     fn warn(&mut self) {
+        if self.costs.fit.error_percent_max > FIT_ERROR_PERCENT_MAX {
+            self.warnings.push(format!(
+                "the line misses a run by {:.0} %: measure again with nothing else running",
+                self.costs.fit.error_percent_max
+            ));
+        }
         if self.server_replicas > REPLICAS_MAX {
             self.warnings.push(format!(
                 "{} servers are more than the {REPLICAS_MAX} of the deployment: give each more than {} cores, or sample the \
@@ -186,6 +248,12 @@ impl Plan {
 }
 
 const DAY_S: f64 = 86_400.0;
+/// A line that misses a run by more says little.
+const FIT_ERROR_PERCENT_MAX: f64 = 30.0;
+/// By how much less a plan may say than the run at its point shows.
+const CHECK_ERROR_PERCENT_MAX: f64 = 20.0;
+/// Share of the frames that must be acknowledged in time.
+const SERVED_MIN: f64 = 0.97;
 /// `resources.max_cpu_milli` of a collector by default.
 const BUDGET_MILLI: u64 = 10;
 
@@ -201,8 +269,9 @@ fn mib(bytes: f64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cluster, Plan};
-    use crate::capacity::cost::{Costs, Line, ServerLine};
+    use super::{Cluster, Plan, PlanCheck};
+    use crate::capacity::cost::{Costs, Line};
+    use crate::capacity::server_line::{Fit, FitPoint, ServerLine};
     use crate::host::Host;
 
     fn cluster() -> Cluster {
@@ -222,7 +291,9 @@ mod tests {
         Costs {
             runs: 3,
             collector: Line { idle: 4e6, event: 1000.0 },
-            server: ServerLine { idle: 1e7, node: 1e5, event: 1000.0 },
+            server: ServerLine { idle: 1e7, node: 5e4, frame: 1e4, event: 1000.0 },
+            fit: Fit::default(),
+            frames: Line { idle: 3.0, event: 0.001 },
             collector_rss_bytes: 20 << 20,
             server_rss_bytes: 40 << 20,
             wire: Line { idle: 2000.0, event: 40.0 },
@@ -237,7 +308,7 @@ mod tests {
     fn servers_are_enough_for_the_peak_while_one_is_missing() {
         let plan = plan(&cluster());
         assert_eq!((plan.events_per_second, plan.events_per_second_peak), (50_000.0, 200_000.0));
-        // 0.3 cores less 0.01 for being there; a node is 0.1 ms and 2,000 events at 1 µs.
+        // 0.3 cores less 0.01 for being there; a node is 0.05 ms, 5 frames at 10 µs and 2,000 events at 1 µs.
         assert_eq!(plan.server_nodes_max, 138);
         assert_eq!(plan.server_replicas, 2);
         // 50 nodes with 25,000 events a second each on average, all 100 with 200,000 on the one that is left.
@@ -245,6 +316,25 @@ mod tests {
         let big = self::plan(&Cluster { nodes: 1000, ..cluster() });
         assert_eq!(big.server_replicas, 9);
         assert!(big.server.cpu_milli_peak as f64 <= 0.5 * 0.6 * 1000.0);
+    }
+
+    #[test]
+    fn a_check_at_the_planned_point_warns_when_the_plan_is_wrong() {
+        let plan = plan(&Cluster { nodes: 1000, ..cluster() });
+        let point = plan.point();
+        assert_eq!((point.nodes, point.frames_per_second, point.events_per_second), (125.0, 625.0, 250_000.0));
+        let check = |measured_cpu_milli: f64, served: f64| {
+            let run = super::ServerRun { cpu_ns_per_second: measured_cpu_milli * 1e6, ..point };
+            let point = FitPoint::new(&run, &plan.costs.server);
+            let mut checked = plan.clone();
+            let warnings = checked.warnings.len();
+            checked.add_check(PlanCheck { point, nodes_wanted: 125, served, ..PlanCheck::default() });
+            checked.warnings.split_off(warnings)
+        };
+        // The line says 10 + 125 × 2.1 = 272.5.
+        assert!(check(272.0, 1.0).is_empty() && check(200.0, 1.0).is_empty());
+        assert!(check(400.0, 1.0)[0].contains("400 thousandths of a core, and the plan says 272"));
+        assert!(check(272.0, 0.8)[0].contains("80 % of the frames"));
     }
 
     #[test]

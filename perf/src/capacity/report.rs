@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use tapio_wire::program::units::human_bytes;
+use tapio_wire::program::units::{human_bytes, human_duration};
 
 use super::plan::Plan;
+use super::server_line::FitPoint;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,12 +42,29 @@ impl fmt::Display for Plan {
         let server = self.costs.server;
         writeln!(
             f,
-            "  {:<10} {:.1} ms CPU a second for being there, {:.1} ms for each node, {:.0} ns an event",
+            "  {:<10} {:.1} ms CPU a second for being there, {:.3} ms for each node, {:.1} µs a frame, {:.0} ns an event",
             "server",
             server.idle / 1e6,
             server.node / 1e6,
+            server.frame / 1e3,
             server.event
         )?;
+        for point in &self.costs.fit.points {
+            writeln!(f, "             {}", met(point))?;
+        }
+        writeln!(f, "  {:<10} misses these by {:.0} % at the most", "the line", self.costs.fit.error_percent_max)?;
+        if let Some(check) = &self.check {
+            writeln!(f, "  {:<10} {}", "checked", met(&check.point))?;
+            writeln!(
+                f,
+                "             {:.0} of {} nodes, {:.1} % of the frames served, p99 to the ack {}, {}",
+                check.point.nodes,
+                check.nodes_wanted,
+                check.served * 100.0,
+                human_duration(check.ack_p99_us * 1000),
+                human_bytes(check.rss_bytes)
+            )?;
+        }
         writeln!(
             f,
             "  {:<10} {:.0} bytes a second of a node for being there, {:.1} bytes an event\n",
@@ -77,6 +95,19 @@ impl fmt::Display for Plan {
         }
         Ok(())
     }
+}
+
+/// A run beside the line.
+fn met(point: &FitPoint) -> String {
+    format!(
+        "{:.0} nodes, {:.0} frames/s, {:.0} events/s: {:.0} m, by the line {:.0} m ({:+.0} %)",
+        point.nodes,
+        point.frames_per_second,
+        point.events_per_second,
+        point.measured_cpu_milli,
+        point.fitted_cpu_milli,
+        point.error_percent
+    )
 }
 
 fn days(seconds: u64) -> String {

@@ -54,12 +54,12 @@ const MIXED: [(Choice, u32); 10] = [
 ];
 
 /// A simulated container.
-pub(super) struct Container {
+pub(crate) struct Container {
     cgroup_id: u64,
-    pub(super) name: ContainerName,
-    pub(super) first_pid: u32,
-    pub(super) address: [u8; 16],
-    pub(super) comm: &'static str,
+    pub(crate) name: ContainerName,
+    pub(crate) first_pid: u32,
+    pub(crate) address: [u8; 16],
+    pub(crate) comm: &'static str,
 }
 
 const COMMS: [&str; 8] = ["nginx", "java", "python3", "node", "postgres", "envoy", "redis-server", "api"];
@@ -121,6 +121,16 @@ impl Profile {
             random,
             containers,
         }
+    }
+
+    /// The node's containers.
+    pub(crate) fn containers(&self) -> &[Container] {
+        &self.containers
+    }
+
+    /// The place among the containers of the one that a record is about.
+    pub(crate) fn container_of(&self, cgroup_id: u64) -> Option<usize> {
+        self.containers.binary_search_by_key(&cgroup_id, |container| container.cgroup_id).ok()
     }
 
     /// The records that introduce the containers: their cgroups are made.

@@ -33,6 +33,38 @@ pub fn read(pid: u32) -> Option<Usage> {
     })
 }
 
+/// What the threads of one name have used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ThreadUsage {
+    pub name: String,
+    pub cpu_ns: u64,
+    /// How often they were put to sleep because they had nothing to do: as often they were woken.
+    pub sleeps: u64,
+}
+
+/// What each thread of process `pid` has used, those of one name together; empty when it is gone.
+pub fn threads(pid: u32) -> Vec<ThreadUsage> {
+    let mut threads: Vec<ThreadUsage> = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let text = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        // io_uring's workers have their creator's number in their names, and shards their own.
+        let name = text("comm").trim().trim_end_matches(|c: char| c.is_ascii_digit() || c == '-').to_owned();
+        let cpu_ns = text("schedstat").split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
+        let status = text("status");
+        let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        let sleeps = sleeps.and_then(|count| count.trim().parse().ok()).unwrap_or(0);
+        match threads.iter_mut().find(|known| known.name == name) {
+            Some(known) => {
+                known.cpu_ns += cpu_ns;
+                known.sleeps += sleeps;
+            }
+            None => threads.push(ThreadUsage { name, cpu_ns, sleeps }),
+        }
+    }
+    threads.sort_by(|a, b| a.name.cmp(&b.name));
+    threads
+}
+
 /// utime + stime; the name before them may hold spaces and parentheses.
 fn stat_ticks(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
@@ -48,7 +80,7 @@ fn status_bytes(status: &str, key: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{read, stat_ticks, status_bytes};
+    use super::{read, stat_ticks, status_bytes, threads};
 
     #[test]
     fn names_with_parentheses_do_not_shift_the_fields() {
@@ -69,5 +101,32 @@ mod tests {
         assert!(usage.cpu_ns > 0 && usage.rss_bytes > 0);
         assert!(usage.rss_peak_bytes >= usage.rss_bytes);
         assert_eq!(read(u32::MAX), None);
+    }
+
+    #[test]
+    fn threads_of_one_name_are_counted_together() {
+        let work = || std::thread::sleep(std::time::Duration::from_millis(1));
+        let (hold, wait) = std::sync::mpsc::sync_channel::<()>(0);
+        let started: Vec<_> = (0..2)
+            .map(|number| {
+                let hold = hold.clone();
+                let body = move || {
+                    work();
+                    hold.send(()).is_ok()
+                };
+                std::thread::Builder::new().name(format!("twin-{number}")).spawn(body).expect("it starts")
+            })
+            .collect();
+        let twins = loop {
+            let twins = threads(std::process::id()).into_iter().find(|thread| thread.name == "twin");
+            // Each of them has slept once, and waits for its word to be taken.
+            if let Some(twins) = twins.filter(|twins| twins.sleeps >= 4) {
+                break twins;
+            }
+        };
+        assert!(twins.cpu_ns > 0);
+        (0..2).for_each(|_| wait.recv().expect("a word"));
+        assert!(started.into_iter().all(|thread| thread.join().expect("it ends")));
+        assert!(threads(u32::MAX).is_empty());
     }
 }

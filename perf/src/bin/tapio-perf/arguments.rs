@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tapio_perf::ingest::{Cores, FrameRate, IngestOptions};
 use tapio_perf::inject::Fault;
 use tapio_perf::inject::own_servers::TURNS_MAX;
 use tapio_perf::inject::victim::{self, Victim};
@@ -26,6 +27,10 @@ pub struct Arguments {
 pub enum Command {
     /// Simulate nodes: real collectors fed through rings, a real server, and a check that every event is accounted for
     Load(LoadArguments),
+    /// Measure a server by frames that were packed before: what a frame, an event, a node costs it
+    Ingest(IngestArguments),
+    /// Measure how long answers out of an archive take, cold and warm; the archive is built first
+    Query(QueryArguments),
     /// Cause a real fault, in throw-away cgroups of this host (needs root)
     Inject(InjectArguments),
     /// Measure what the probes cost on this kernel: each on a loop that fires it, and all together (needs root)
@@ -108,6 +113,69 @@ pub struct LoadArguments {
     #[arg(long, value_name = "YAML", conflicts_with = "server")]
     pub server_config: Vec<String>,
     /// Directory of tapio-collector and tapio-server; default: beside this program
+    #[arg(long)]
+    pub bin_dir: Option<PathBuf>,
+    /// Report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct IngestArguments {
+    /// Streams, a node each
+    #[arg(long, default_value_t = IngestOptions::default().nodes)]
+    pub nodes: usize,
+    /// Frames a second of each node, or max: as fast as the server gives credit
+    #[arg(long, default_value = "5")]
+    pub frames_per_sec: FrameRate,
+    #[arg(long, default_value_t = IngestOptions::default().events_per_frame, conflicts_with = "archive")]
+    pub events_per_frame: usize,
+    /// Duration of the measured part; a second more comes before it
+    #[arg(long, default_value = "10s", value_parser = parse_duration)]
+    pub duration: Duration,
+    /// Let each frame describe its entities
+    #[arg(long)]
+    pub describe: bool,
+    /// Additional signals a second over all nodes, each with the death that it causes, in a frame of its own
+    #[arg(long, value_name = "RATE", default_value_t = 0.0)]
+    pub signals: f64,
+    /// Containers of each node
+    #[arg(long, default_value_t = IngestOptions::default().entities)]
+    pub entities: usize,
+    /// Directory of an archive whose first frames are sent, instead of frames of the mixed profile's bulk events
+    #[arg(long, value_name = "DIR")]
+    pub archive: Option<PathBuf>,
+    /// Cores that the server is kept on, like 0 or 1-3; the load side then keeps to the others. Default: all for both
+    #[arg(long, value_name = "LIST")]
+    pub server_cores: Option<Cores>,
+    /// Additional line of the server's configuration, like `correlation: {max_entities: 1000000}`; may be repeated
+    #[arg(long, value_name = "YAML")]
+    pub server_config: Vec<String>,
+    /// Directory for the server's archive; default: a temporary one
+    #[arg(long, value_name = "DIR")]
+    pub archive_dir: Option<PathBuf>,
+    /// Directory of tapio-server; default: beside this program
+    #[arg(long)]
+    pub bin_dir: Option<PathBuf>,
+    /// Report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct QueryArguments {
+    /// Events of the archive; a million take some 25 MB
+    #[arg(long, default_value_t = 4_000_000)]
+    pub events: u64,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub nodes: u16,
+    /// Warm answers to each question; the median is reported
+    #[arg(long, default_value_t = 5)]
+    pub repeats: usize,
+    /// Cores that the server is kept on, like 0 or 1-3; default: all
+    #[arg(long, value_name = "LIST")]
+    pub server_cores: Option<Cores>,
+    /// Directory of tapio-server and tapioctl; default: beside this program
     #[arg(long)]
     pub bin_dir: Option<PathBuf>,
     /// Report as JSON
@@ -253,10 +321,10 @@ pub struct CapacityArguments {
     /// Nanoseconds that the probes take in the kernel for an event, as tapio-perf probes measures
     #[arg(long, default_value_t = 400.0, value_name = "NS")]
     pub probe_ns: f64,
-    /// A report of tapio-perf load --json, instead of measuring; may be repeated, best with different rates and numbers of nodes
+    /// A report of tapio-perf load --json (for collectors) or ingest --json (for servers), instead of measuring; may be repeated
     #[arg(long, value_name = "FILE")]
     pub measured: Vec<PathBuf>,
-    /// Duration of each of the four measuring runs
+    /// Duration of each of the ten measuring runs; the last one checks the plan
     #[arg(long, default_value = "8s", value_parser = parse_duration)]
     pub duration: Duration,
     /// Directory of tapio-collector and tapio-server; default: beside this program

@@ -7,14 +7,15 @@ mod arguments;
 use std::process::ExitCode;
 
 use arguments::{
-    Arguments, CapacityArguments, Command, FloodArguments, InjectArguments, LoadArguments, ProbesArguments,
-    ProfileName, StormArguments, TruthArguments,
+    Arguments, CapacityArguments, Command, FloodArguments, IngestArguments, InjectArguments, LoadArguments,
+    ProbesArguments, ProfileName, QueryArguments, StormArguments, TruthArguments,
 };
 use clap::Parser;
 use tapio_perf::capacity::{self, Cluster, CostSource};
 use tapio_perf::client::FindingWatch;
 use tapio_perf::error::{Context, Error};
 use tapio_perf::flood::{self, FloodOptions};
+use tapio_perf::ingest::{self, IngestOptions};
 use tapio_perf::inject::own_servers::{self, OwnServers};
 use tapio_perf::inject::victim;
 use tapio_perf::inject::{InjectOptions, Injector, measure};
@@ -22,6 +23,7 @@ use tapio_perf::interrupt;
 use tapio_perf::load::{self, LoadOptions, compare};
 use tapio_perf::probes::{self, ProbesOptions};
 use tapio_perf::processes::collector::Resources;
+use tapio_perf::query::{self, QueryOptions};
 use tapio_perf::storm::{self, StormOptions};
 use tapio_perf::truth::{self, TruthOptions};
 use tapio_wire::complain;
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
         // These must not start threads: a process that has left its pid namespace cannot.
         Command::Victim(victim) => victim::run(&victim).map(|code| code as u8),
         Command::Load(arguments) => interrupt::listen().and_then(|()| run_load(arguments)),
+        Command::Ingest(arguments) => interrupt::listen().and_then(|()| run_ingest(arguments)),
+        Command::Query(arguments) => interrupt::listen().and_then(|()| run_query(arguments)),
         Command::Probes(arguments) => interrupt::listen().and_then(|()| run_probes(arguments)),
         Command::Capacity(arguments) => interrupt::listen().and_then(|()| run_capacity(arguments)),
         Command::Storm(arguments) => interrupt::listen().and_then(|()| run_storm(arguments)),
@@ -101,6 +105,38 @@ fn run_load(arguments: LoadArguments) -> Result<u8, Error> {
         }
     };
     Ok(if is_sound { 0 } else { CHECK_FAILED })
+}
+
+fn run_ingest(arguments: IngestArguments) -> Result<u8, Error> {
+    let report = ingest::run(&IngestOptions {
+        nodes: arguments.nodes,
+        frame_rate: arguments.frames_per_sec,
+        events_per_frame: arguments.events_per_frame,
+        duration: arguments.duration,
+        describe: arguments.describe,
+        signals: arguments.signals,
+        entities: arguments.entities,
+        archive: arguments.archive,
+        server_cores: arguments.server_cores,
+        server_config: arguments.server_config.iter().map(|line| format!("{line}\n")).collect(),
+        archive_dir: arguments.archive_dir,
+        bin_dir: arguments.bin_dir,
+        ..IngestOptions::default()
+    })?;
+    print(arguments.json, &report)?;
+    Ok(if report.ledger_closes { 0 } else { CHECK_FAILED })
+}
+
+fn run_query(arguments: QueryArguments) -> Result<u8, Error> {
+    let report = query::run(&QueryOptions {
+        events: arguments.events,
+        nodes: arguments.nodes.into(),
+        repeats: arguments.repeats,
+        server_cores: arguments.server_cores,
+        bin_dir: arguments.bin_dir,
+    })?;
+    print(arguments.json, &report)?;
+    Ok(0)
 }
 
 fn print(as_json: bool, report: &(impl serde::Serialize + std::fmt::Display)) -> Result<(), Error> {
