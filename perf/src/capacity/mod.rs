@@ -25,8 +25,8 @@ use server_line::{FitPoint, ServerRun};
 
 /// Events a second of the collector that is measured.
 const LOADS: [f64; 3] = [2_000.0, 20_000.0, 100_000.0];
-/// Nodes, frames a second of each and events of a frame by which a server is measured: so that what is a frame's, a node's, an event's
-/// and the server's own is known apart.
+/// The runs that measure a server: nodes, frames a second of each, events a frame. They tell the costs of a frame, a node, an event
+/// and the server itself apart.
 const SERVERS: [(usize, f64, usize); 6] =
     [(10, 5.0, 40), (100, 5.0, 40), (500, 5.0, 40), (1_000, 5.0, 40), (500, 1.0, 40), (100, 5.0, 800)];
 /// Streams of a check at the most: with more this machine would be busy with making them.
@@ -140,8 +140,8 @@ fn reread(report: &impl serde::Serialize) -> Result<Measured, Error> {
 /// is checked.
 ///
 /// # Errors
-/// When the cluster's description makes no sense, a file is no report, a run fails, or a ledger does not close: a cost would then be
-/// of events that are not there.
+/// When the cluster's description makes no sense, a file is no report, or a run fails. Also when a ledger does not close: a cost
+/// would then be of events that are not there.
 pub fn run(cluster: &Cluster, source: &CostSource) -> Result<Plan, Error> {
     cluster.check()?;
     let containers = cluster.pods_per_node.saturating_mul(CONTAINERS_PER_POD).clamp(1, CONTAINERS_MAX) as usize;

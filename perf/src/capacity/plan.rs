@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_at_the_planned_point_warns_when_the_plan_is_wrong() {
+    fn a_check_warns_when_the_plan_is_wrong() {
         let plan = plan(&Cluster { nodes: 1000, ..cluster() });
         let point = plan.point();
         assert_eq!((point.nodes, point.frames_per_second, point.events_per_second), (125.0, 625.0, 250_000.0));

@@ -9,6 +9,15 @@ use super::server_line::FitPoint;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_costs(f)?;
+        self.fmt_rows(f)?;
+        self.warnings.iter().try_for_each(|warning| writeln!(f, "Note: {warning}"))
+    }
+}
+
+impl Plan {
+    /// What the plan rests on.
+    fn fmt_costs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cluster = &self.cluster;
         writeln!(
             f,
@@ -69,8 +78,10 @@ impl fmt::Display for Plan {
             f,
             "  {:<10} {:.0} bytes a second of a node for being there, {:.1} bytes an event\n",
             "wire", self.costs.wire.idle, self.costs.wire.event
-        )?;
+        )
+    }
 
+    fn fmt_rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<36} {:>14}", "SERVER", "")?;
         let mut row = |name: &str, value: String| writeln!(f, "  {name:<36} {value:>16}");
         row("replicas, one of which may be missing", self.server_replicas.to_string())?;
@@ -89,11 +100,7 @@ impl fmt::Display for Plan {
         row("memory request", format!("{} MiB", self.collector.memory_request_mib))?;
         row("memory limit", format!("{} MiB", self.collector.memory_limit_mib))?;
         row("network out", format!("{}/s", human_bytes(self.node_bytes_per_second)))?;
-        row("network out, peak", format!("{}/s", human_bytes(self.node_bytes_per_second_peak)))?;
-        for warning in &self.warnings {
-            writeln!(f, "Note: {warning}")?;
-        }
-        Ok(())
+        row("network out, peak", format!("{}/s", human_bytes(self.node_bytes_per_second_peak)))
     }
 }
 

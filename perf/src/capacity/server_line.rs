@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_runs_that_are_on_no_line_is_told() {
+    fn runs_on_no_line_have_an_error() {
         let line = ServerLine { idle: 8e6, node: 2e4, frame: 4e4, event: 90.0 };
         let mut runs = RUNS.map(|(nodes, frames, events)| run(&line, nodes, frames, events));
         runs[1].cpu_ns_per_second *= 1.5;

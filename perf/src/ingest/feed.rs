@@ -1,7 +1,7 @@
 //! What one node sends, as the stream that gRPC draws from.
 //!
 //! In: packed frames, a schedule, acknowledgements. Out: a hello, then frames, each stamped when it is drawn. What must hold: a frame's
-//! latency counts from its intended time, whenever it could leave; what is in flight stays within the server's credit; the last
+//! latency counts from its intended time, whenever it could leave. What is in flight stays within the server's credit. The last
 //! frame is final and leaves when all others were acknowledged.
 
 use std::collections::VecDeque;

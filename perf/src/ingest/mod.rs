@@ -6,8 +6,8 @@
 //!          latency of each frame ◄──── acknowledgements
 //! ```
 //!
-//! In: how many nodes, how fast, how large. Out: a report. What must hold: the server is the real program; each frame is
-//! acknowledged when it is durable; the run is sound only if the server's books have every event that was sent.
+//! In: how many nodes, how fast, how large. Out: a report. What must hold: the server is the real program, and acknowledges
+//! a frame when it is durable. A run is sound only if the server's books have every event that was sent.
 //!
 //! This file is the whole machine of a run.
 

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_the_same_at_every_time_but_for_its_times() {
+    fn a_restamped_frame_differs_only_in_its_times() {
         let times = [500_u64, 1_500, 1_400, 9_000_000];
         let frame = ReplayFrame::pack(&mut Encoder::default(), &mut body(&times), Lane::Bulk).expect("it fits");
         assert_eq!(frame.events(), 4);
