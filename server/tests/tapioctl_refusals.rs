@@ -269,9 +269,11 @@ fn a_forwarded_port_is_asked_and_given_back() {
         .spawn()
         .expect("tapioctl runs");
     let mut line = String::new();
-    let output = watching.stdout.take().expect("a pipe");
-    BufReader::new(output).read_line(&mut line).expect("the heading");
+    // Kept open: whoever writes into a closed pipe ends by itself.
+    let mut output = BufReader::new(watching.stdout.take().expect("a pipe"));
+    output.read_line(&mut line).expect("the heading");
     kill_process(Pid::from_child(&watching), Signal::TERM).expect("it is there");
     assert_eq!(watching.wait().expect("it ends").code(), Some(1));
+    drop(output);
     forwarder_is_gone(folder.path());
 }
