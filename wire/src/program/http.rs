@@ -150,7 +150,7 @@ async fn attend<A, F, B>(
     (peer, place): (SocketAddr, ConnectionSlot),
     bounds: Bounds,
     answer: A,
-    end: watch::Receiver<bool>,
+    mut end: watch::Receiver<bool>,
 ) where
     A: Fn(Incoming, SocketAddr) -> F,
     F: Future<Output = Result<Response<B>, Infallible>>,
@@ -174,6 +174,7 @@ async fn attend<A, F, B>(
     let opened = tokio::select! {
         opened = tokio::time::timeout(bounds.head_timeout, handshake) => opened.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
         () = evicted.notified() => Err(io::Error::other("closed to accept another")),
+        () = ended(&mut end) => return,
     };
     match opened {
         Ok(Opened::Plain(stream)) => speak(stream, false, (peer, place), bounds, answer, end).await,

@@ -58,18 +58,40 @@ async fn a_head_that_does_not_end_is_refused_early() {
     assert!(rest(&mut opened(address, &fits).await).await.contains("well"));
 }
 
-#[tokio::test]
-async fn with_a_certificate_one_port_speaks_both() {
+/// A certificate of the name tapio for itself, in `dir`.
+fn handshakes(dir: &std::path::Path) -> Handshakes {
     let key = rcgen::KeyPair::generate().expect("a key");
     let params = rcgen::CertificateParams::new(vec!["tapio".into()]).expect("a name");
     let cert = params.self_signed(&key).expect("a certificate");
-    let dir = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| dir.path().join(name);
+    let path = |name: &str| dir.join(name);
     std::fs::write(path("cert.pem"), cert.pem()).expect("written");
     std::fs::write(path("key.pem"), key.serialize_pem()).expect("written");
     let files = tls::ServerFiles { cert: path("cert.pem"), key: path("key.pem"), client_ca: None };
     let watched = tls::Watched::load(files).expect("a good pair");
-    let handshakes: Handshakes = Arc::new(move || over_http1(&watched.current()));
+    Arc::new(move || over_http1(&watched.current()))
+}
+
+#[tokio::test]
+async fn a_silent_connection_does_not_delay_the_end() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (end, ended) = watch::channel(false);
+    let answer = |_, _| async { Ok(Response::new("well\n".to_owned())) };
+    let bounds = Bounds { head_timeout: Duration::from_secs(3600), ..Bounds::default() };
+    let served = tokio::spawn(serve_with(listener, Some(handshakes(dir.path())), bounds, answer, ended));
+    let held = [opened(address, "").await, opened(address, "\u{16}\u{3}\u{1}").await];
+    // They were accepted before this one.
+    assert!(rest(&mut opened(address, REQUEST).await).await.contains("well"));
+    end.send_replace(true);
+    tokio::time::timeout(SOON, served).await.expect("it ends").expect("no panic");
+    drop(held);
+}
+
+#[tokio::test]
+async fn with_a_certificate_one_port_speaks_both() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let handshakes = handshakes(dir.path());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (_end, ended) = watch::channel(false);
@@ -80,7 +102,7 @@ async fn with_a_certificate_one_port_speaks_both() {
     tokio::spawn(serve_with(listener, Some(handshakes), bounds, answer, ended));
 
     assert!(rest(&mut opened(address, REQUEST).await).await.contains("tls: false"));
-    let client = tls::ClientFiles { ca: path("cert.pem"), ..tls::ClientFiles::default() };
+    let client = tls::ClientFiles { ca: dir.path().join("cert.pem"), ..tls::ClientFiles::default() };
     let mut config = (*tls::Watched::load(client).expect("a CA").current()).clone();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
