@@ -47,10 +47,11 @@ impl View {
         Ok(Self { label, dir, is_kept: false })
     }
 
-    /// Adds a segment that is in the cache.
-    pub(super) fn link(&self, number: u64, cached: &Path) -> Result<(), RemoteError> {
+    /// Adds a segment that is in the cache; returns where it stands in the view.
+    pub(super) fn link(&self, number: u64, cached: &Path) -> Result<PathBuf, RemoteError> {
         let link = segment_path(&self.dir, number);
-        fs::hard_link(cached, &link).map_err(local(&link))
+        fs::hard_link(cached, &link).map_err(local(&link))?;
+        Ok(link)
     }
 
     /// Leaves the folder where it is.

@@ -168,12 +168,15 @@ impl Past {
         for (label, wanted) in wanted.into_iter().filter(|(_, segments)| !segments.is_empty()) {
             let folder = cache::folder(&past.kept.cache, &label)?;
             let view = View::new(&past.kept.cache, label)?;
-            let found = past.index_all(&folder, wanted, asked.is_named)?;
+            let mut found = past.index_all(&folder, wanted, asked.is_named)?;
+            for segment in &mut found {
+                // From here on by the view's own link: another request may remove the cache's, and begin a new file there.
+                segment.path = view.link(segment.listed.name.number, &segment.path)?;
+            }
             past.heads(&found)?;
             past.learn_names(&found)?;
             let mut sparse = Sparse::default();
             for segment in &found {
-                view.link(segment.listed.name.number, &segment.path)?;
                 if segment.is_sparse {
                     sparse.insert(segment.listed.name.number);
                 }
