@@ -111,7 +111,9 @@ impl Known {
 
     /// Forgets what is over for long. Whether there was any.
     fn forget_old(&mut self, now_ns: u64) -> bool {
-        let is_old = |silence: &&Silence| rules::end_ns(silence).saturating_add(KEPT_NS) < now_ns;
+        // Also one that was ended early stays until its time is over: a server that was away may still have it as active.
+        let over_ns = |silence: &Silence| rules::end_ns(silence).max(silence.until_ns);
+        let is_old = |silence: &&Silence| over_ns(silence).saturating_add(KEPT_NS) < now_ns;
         let old: Vec<String> = self.by_id.values().filter(is_old).map(|silence| silence.id.clone()).collect();
         old.iter().for_each(|id| self.forget(id));
         !old.is_empty()
@@ -253,7 +255,7 @@ impl Silences {
         found
     }
 
-    /// The silence that holds for a finding now. A withdrawal is never silenced: what was told wrongly is to be corrected.
+    /// The silence that holds for a finding now. A withdrawal is never silenced: it corrects a wrong finding.
     pub fn of(&self, finding: &Finding) -> Option<Silence> {
         let now_ns = now_ns();
         let known = self.read();
