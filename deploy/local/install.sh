@@ -66,33 +66,25 @@ if [ -n "$wanted" ] && [ -n "${pins[$wanted]:-}" ]; then
   # Debian's python3 comes without.
   python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 fi
-# A server of Azure's blobs.
-install_azure() {
-  local top tools pin=azurite@3.37.0
-  [ "$wanted" = azure ] || return 0
+# A package of npm, of one version, in a folder of its own.
+install_npm() { # for what, package, version, folder
+  local top tools pin=$2@$3
+  [ "$wanted" = "$1" ] || return 0
   top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-  tools=${CARGO_TARGET_DIR:-$top/target}/tools/azurite
+  tools=${CARGO_TARGET_DIR:-$top/target}/tools/$4
   [ "$(cat "$tools/installed.txt" 2>/dev/null)" = "$pin" ] && return
   rm -rf "$tools"
   mkdir -p "$tools"
   npm install --silent --prefix "$tools" --ignore-scripts --no-audit --no-fund "$pin"
   echo "$pin" > "$tools/installed.txt"
 }
+# A server of Azure's blobs.
+install_azure() { install_npm azure azurite 3.37.0 azurite; }
 if [ "$wanted" = azure ]; then
   command -v npm >/dev/null || missing+=(npm)
 fi
 # What finds a page's faults for those who do not see it, or use no mouse: a file for the browser.
-install_axe() {
-  local top tools pin=axe-core@4.14.1
-  [ "$wanted" = chromium ] || return 0
-  top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-  tools=${CARGO_TARGET_DIR:-$top/target}/tools/axe
-  [ "$(cat "$tools/installed.txt" 2>/dev/null)" = "$pin" ] && return
-  rm -rf "$tools"
-  mkdir -p "$tools"
-  npm install --silent --prefix "$tools" --ignore-scripts --no-audit --no-fund "$pin"
-  echo "$pin" > "$tools/installed.txt"
-}
+install_axe() { install_npm chromium axe-core 4.14.1 axe; }
 if [ "$wanted" = chromium ]; then
   command -v chromium >/dev/null || missing+=(chromium fonts-dejavu-core)
   command -v npm >/dev/null || missing+=(npm)

@@ -159,9 +159,9 @@ fn one_pods_blocks_are_read_of_s3() {
     upload(dir.path(), &s3(server.port(), keys.path()));
     let gate = Gate::start(server.port(), Fault::None);
     let read = reads_little(&s3(gate.port, keys.path()));
-    // What was told is what went over the wire, but for heads, lists and manifests.
-    let (told, went) = (read.read_bytes, gate.sent_back());
-    assert!(went >= told && went < read.archive_bytes / 8, "{told} told, {went} went");
+    // The reported bytes are those on the wire, but for heads, lists and manifests.
+    let (reported, went) = (read.read_bytes, gate.sent_back());
+    assert!(went >= reported && went < read.archive_bytes / 8, "{reported} reported, {went} sent");
 }
 
 /// The path of the object that has a sequence, and where in it a byte of that frame stands.

@@ -114,7 +114,7 @@ async fn silenced_findings_reach_records_only_and_end_what_was_shown() {
         assert_eq!(all.next(sink).id, "before", "{sink}");
     }
     let silence = all.silences.add(wanted("crashed", "shop"), "jane").await.expect("a good one");
-    // Who shows what stands is told once that it is silenced.
+    // A receiver that shows open findings hears once that this one is silenced.
     let ended = all.next("end");
     assert_eq!((ended.id.as_str(), ended.silence.as_ref()), ("before", Some(&silence)));
     for (id, ongoing) in [("while", false), ("still", true)] {
@@ -123,7 +123,7 @@ async fn silenced_findings_reach_records_only_and_end_what_was_shown() {
         assert!(recorded.id == id && recorded.silence.is_none(), "{recorded:?}");
     }
     all.nothing_before(&["hold", "end", "record"], "open-1");
-    // What was told wrongly is corrected all the same.
+    // A withdrawal is delivered all the same.
     all.store.withdraw("before", None).expect("it was there");
     for sink in ["hold", "end", "record"] {
         let gone = all.next(sink);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tapio_wire::service::ingest_client::IngestClient;
 use tapio_wire::service::{Hello, ShipResponse, ship_response};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
@@ -105,25 +105,24 @@ impl Streams {
     }
 }
 
-/// Serves all streams of a thread to their end, or until it is told to stop.
+/// Serves all streams of a thread until they end, or the run stops.
 async fn serve(target: Target, nodes: Vec<usize>) -> Result<Outcome, Error> {
     let mut phase = target.phase.clone();
     let timings = Arc::new(Mutex::new(Timings::default()));
     let (mut flows, mut tasks) = (Vec::new(), JoinSet::new());
     let work = async {
         for part in nodes.chunks(OPENING_MAX) {
-            let opened = target.counters.open.load(Ordering::Relaxed);
+            let (open, mut opened) = mpsc::unbounded_channel();
             for &node in part {
                 let flow = Arc::new(Mutex::new(Flow::default()));
                 flows.push((node, Arc::clone(&flow)));
-                tasks.spawn(one(target.clone(), node, flow, Arc::clone(&timings)));
+                tasks.spawn(one(target.clone(), node, flow, Arc::clone(&timings), open.clone()));
             }
-            // Other threads open theirs meanwhile and are counted too: this only keeps the number of those that open small.
-            while target.counters.open.load(Ordering::Relaxed) < opened + part.len() && !tasks.is_empty() {
-                tokio::select! {
-                    Some(ended) = tasks.join_next() => finish(&target, ended)?,
-                    () = tokio::time::sleep(Duration::from_millis(1)) => {}
-                }
+            drop(open);
+            // Few open at a time. A stream that fails closes its end of the channel too.
+            while opened.recv().await.is_some() {}
+            while let Some(ended) = tasks.try_join_next() {
+                finish(&target, ended)?;
             }
         }
         while let Some(ended) = tasks.join_next().await {
@@ -148,11 +147,18 @@ fn finish(target: &Target, ended: Result<Result<(), Error>, tokio::task::JoinErr
 }
 
 /// One node's stream, from its hello to the acknowledgement of its last frame.
-async fn one(target: Target, node: usize, flow: Arc<Mutex<Flow>>, timings: Arc<Mutex<Timings>>) -> Result<(), Error> {
+async fn one(
+    target: Target,
+    node: usize,
+    flow: Arc<Mutex<Flow>>,
+    timings: Arc<Mutex<Timings>>,
+    is_open: mpsc::UnboundedSender<()>,
+) -> Result<(), Error> {
     let failed = |message: String| Error::Server { address: target.address.clone(), message };
     let opened = tokio::time::timeout(OPEN_LIMIT, open(&target, node, &flow, &timings)).await;
     let mut responses = opened.unwrap_or_else(|_| Err(failed(format!("node {node}: no welcome in time"))))?;
     target.counters.open.fetch_add(1, Ordering::Relaxed);
+    drop(is_open);
     let mut phase = target.phase.clone();
     let schedule = phase.wait_for(|phase| !matches!(phase, Phase::Wait)).await;
     let Ok(Phase::Send(schedule)) = schedule.map(|phase| *phase) else { return Ok(()) };
