@@ -162,10 +162,9 @@ fn an_erased_namespace_leaves_a_ledger_that_closes() {
         (&"somebody".into(), &"request 7".into(), &1.into())
     );
     let audit = std::fs::read_to_string(dir.path().join("audit.jsonl")).expect("readable");
-    assert_eq!(
-        audit.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).collect::<Vec<_>>(),
-        [value]
-    );
+    let audit: Vec<Value> = audit.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((audit.len(), &audit[1]), (2, &value));
+    assert_eq!((&audit[0]["what"], &audit[0]["reason"]), (&"erase begins".into(), &"request 7".into()));
 
     is_sound(dir.path());
     let after = content([dir.path().to_owned()]);
@@ -266,7 +265,7 @@ fn erased_remotely(section: &RemoteSection, environment: &[(&str, String)], stor
         let names = objects(stored);
         let ending = |end: &str| names.iter().filter(|name| name.starts_with("test/") && name.ends_with(end)).count();
         assert_eq!(ending(".segment"), ending(".json"), "the old ones are gone: {names:?}");
-        assert_eq!(names.iter().filter(|name| name.starts_with("audit/")).count(), 3, "{names:?}");
+        assert_eq!(names.iter().filter(|name| name.starts_with("audit/")).count(), 4, "{names:?}");
     }
     // A server that has it on its disk still uploads it no more.
     let uploaded = Uploaded::open(small(dir.path()), section);
@@ -322,6 +321,69 @@ fn an_interrupted_remote_erasure_is_finished_by_the_next() {
     assert!(!remote.path().join(&old).exists());
     let (output, text) = command(cache.path(), &[], &["archive", "verify", &section.url]);
     assert!(output.status.success(), "{text}");
+}
+
+#[test]
+fn rows_are_erased_by_the_run_after_a_failed_one() {
+    let (dir, remote, cache) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let section = folder(remote.path());
+    let uploaded = Uploaded::open(small(dir.path()), &section);
+    two_namespaces(&uploaded.archive);
+    uploaded.end(GRACE);
+    let url = section.url.as_str();
+    let (output, _) = command(cache.path(), &[], &["archive", "export", "--to", url, url]);
+    assert!(output.status.success(), "{}", said(&output));
+    // Nothing can be written where a table is.
+    let (tables, away) = (remote.path().join("events/cluster=test"), remote.path().join("away"));
+    std::fs::rename(&tables, &away).expect("moved");
+    std::fs::write(&tables, "").expect("written");
+    let work = cache.path().join("work");
+    let arguments = ["erase", url, "--namespace", "shop", "--work", work.to_str().expect("UTF-8")];
+    let (output, _) = erase(&[], &arguments);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    std::fs::remove_file(&tables).expect("removed");
+    std::fs::rename(&away, &tables).expect("moved");
+    let (output, _) = erase(&[], &arguments);
+    assert!(output.status.success(), "{}", said(&output));
+    let rows = rows_of(remote.path(), "events");
+    let named = rows.iter().filter(|row| is_of_shop(&format!("{row:?}"))).count();
+    assert_eq!((rows.is_empty(), named), (false, 0));
+}
+
+#[test]
+fn a_hold_keeps_what_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().to_str().expect("UTF-8");
+    let archive = open(small(dir.path()));
+    two_namespaces(&archive);
+    archive.shutdown();
+    let quarantine = dir.path().join("quarantine/place");
+    std::fs::create_dir_all(quarantine.parent().expect("a folder")).expect("made");
+    std::fs::write(&quarantine, "who knows").expect("written");
+    let (output, id) = erase(&[], &["hold", "add", place, "--namespace", "elsewhere", "--reason", "case 8"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let arguments = ["erase", place, "--namespace", "shop", "--json"];
+    let mut bytes = std::fs::read(&segments(dir.path())[0]).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&segments(dir.path())[0], &bytes).expect("written");
+    let (output, _) = erase(&[], &arguments);
+    let refusal = said(&output);
+    assert!(output.status.code() == Some(1) && refusal.contains(id.trim()), "{refusal}");
+    assert!(refusal.contains("cannot be read"), "{refusal}");
+    assert_eq!(std::fs::read(&segments(dir.path())[0]).expect("readable"), bytes);
+    // With nothing to erase in it, it is left as it is.
+    let (output, _) = erase(&[], &["erase", place, "--namespace", "nobody"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(std::fs::read(&segments(dir.path())[0]).expect("readable"), bytes);
+    assert!(quarantine.exists());
+    let (output, _) = erase(&[], &["hold", "remove", place, id.trim()]);
+    assert!(output.status.success(), "{}", said(&output));
+    let (output, text) = erase(&[], &arguments);
+    assert!(output.status.success(), "{}", said(&output));
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    assert!(value["damaged_bytes"].as_u64() > Some(0) && !quarantine.exists(), "{text}");
 }
 
 #[test]

@@ -5,9 +5,9 @@
 //! What must hold: the new segment is whole and synced before it takes the old one's place; a repeated run goes on.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use foldhash::fast::RandomState;
@@ -19,6 +19,7 @@ use tapio_wire::event::{
 use tapio_wire::frame::{Encoder, Frame, Header, Stamp};
 use tapio_wire::segment::{RECORD_HEADER_BYTES, SegmentRecordKind, append_record, segment_header};
 
+use super::holds::Hold;
 use super::index::{IndexBuilder, Summary, realtime_ns};
 use super::scan::{Item, Scanner};
 use super::snapshot::Note;
@@ -56,8 +57,21 @@ pub struct Erased {
 
 impl Erased {
     /// Whether the new segment differs from the old one.
-    pub fn is_changed(&self) -> bool {
+    fn is_changed(&self) -> bool {
         self.events + self.descriptions + self.references + self.damaged_bytes + self.undecodable > 0
+    }
+
+    /// Whether the new segment is to take the old one's place. What cannot be read may be what a legal hold keeps: alone it is no
+    /// reason then.
+    ///
+    /// # Errors
+    /// The hold, where there is something to erase beside what cannot be read.
+    pub fn replaces<'a>(&self, holds: &'a [Hold]) -> Result<bool, &'a Hold> {
+        match holds.first().filter(|_| self.damaged_bytes + self.undecodable > 0) {
+            None => Ok(self.is_changed()),
+            Some(_) if self.events + self.descriptions + self.references == 0 => Ok(false),
+            Some(hold) => Err(hold),
+        }
     }
 
     /// Adds what another segment came to.
@@ -332,6 +346,7 @@ pub fn rewrite_lines(path: &Path, erasure: &Erasure) -> io::Result<u64> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
     };
+    let owner = file.metadata()?;
     let new = path.with_extension("erasing");
     let mut out = BufWriter::new(File::create(&new)?);
     let mut removed = 0;
@@ -351,9 +366,21 @@ pub fn rewrite_lines(path: &Path, erasure: &Erasure) -> io::Result<u64> {
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     match removed {
         0 => fs::remove_file(&new)?,
-        _ => fs::rename(&new, path)?,
+        _ => {
+            owned_like(&new, &owner)?;
+            fs::rename(&new, path)?;
+        }
     }
     Ok(removed)
+}
+
+/// Gives a new file the owner and the mode of the one whose place it takes: whoever erases may be another user than the server.
+///
+/// # Errors
+/// When that is not allowed.
+pub fn owned_like(new: &Path, old: &Metadata) -> io::Result<()> {
+    std::os::unix::fs::chown(new, Some(old.uid()), Some(old.gid()))?;
+    fs::set_permissions(new, old.permissions())
 }
 
 /// When the finding of a line ended.

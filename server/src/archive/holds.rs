@@ -49,9 +49,13 @@ impl Hold {
         }
     }
 
-    /// Reads a marker's content.
+    /// Reads a marker's content. Its id is that of the file, also where somebody has copied one.
     pub fn parse(id: &str, content: &[u8]) -> Self {
-        serde_json::from_slice(content).unwrap_or_else(|error| Self::unreadable(id, &error.to_string()))
+        match serde_json::from_slice(content) {
+            Ok(hold) if is_id(id) => Self { id: id.to_owned(), ..hold },
+            Ok(_) => Self::unreadable(id, "its name is none of a hold"),
+            Err(error) => Self::unreadable(id, &error.to_string()),
+        }
     }
 
     /// Encodes the marker as a file's content.
@@ -59,9 +63,9 @@ impl Hold {
         serde_json::to_vec_pretty(self).unwrap_or_default()
     }
 
-    /// The id that a file's name says.
+    /// The id that a marker's name says; it may be none that this program gives.
     pub fn id_of(file: &str) -> Option<&str> {
-        file.strip_suffix(SUFFIX).filter(|id| is_id(id))
+        file.strip_suffix(SUFFIX)
     }
 
     /// The name of its file.
@@ -221,7 +225,16 @@ mod tests {
         assert!(add(dir.path(), &two).is_err(), "an id is taken once");
         assert_eq!(load(dir.path()).expect("two"), [one, two]);
         assert!(remove(dir.path(), "one").expect("removed") && !remove(dir.path(), "one").expect("gone"));
-        fs::write(dir.path().join(FOLDER).join("two.json"), "{").expect("written");
+        // A copy is a hold of its own. Of another name it keeps everything: nobody could end it by that.
+        let path = |file: &str| dir.path().join(FOLDER).join(file);
+        fs::copy(path("two.json"), path("three.json")).expect("copied");
+        fs::copy(path("two.json"), path("case_7.json")).expect("copied");
+        let found = load(dir.path()).expect("three");
+        assert_eq!(found.iter().map(|hold| &*hold.id).collect::<Vec<_>>(), ["case_7", "three", "two"]);
+        assert!(found[0].keeps(0, 1, Some("other")) && !found[1].keeps(0, 1, Some("shop")), "{found:?}");
+        assert!(remove(dir.path(), "three").expect("removed"));
+        fs::remove_file(path("case_7.json")).expect("removed");
+        fs::write(path("two.json"), "{").expect("written");
         let damaged = &load(dir.path()).expect("one")[0];
         assert!(damaged.keeps(0, 1, Some("other")) && damaged.reason.contains("cannot be read"), "{damaged:?}");
     }

@@ -11,18 +11,19 @@ use tapio_wire::program::clock::now_ns;
 
 use super::place::Place;
 use super::{CommandError, Verdict, hold, moment, print};
-use crate::archive::erase::{Erased, Erasure, rewrite, rewrite_lines};
+use crate::archive::erase::{Erased, Erasure, owned_like, rewrite, rewrite_lines};
 use crate::archive::lock::DirectoryLock;
 use crate::archive::reader::{ReadError, Reader};
 use crate::archive::restored;
 use crate::events::entities_of;
 use crate::findings::{journal, text};
 use crate::parquet::Exporter;
-use crate::remote::{ErasureReport, RemoteError, TableStore, rewrite_tables};
+use crate::remote::{ErasureReport, RemoteError, TableStore, erasable, rewrite_tables};
 use crate::render::rfc3339;
 
 /// Folders of an archive's directory with copies of what is in segments, or of what could not be read.
-const COPIES: [&str; 3] = ["quarantine", "remote-cache", WORK];
+const COPIES: [&str; 3] = [QUARANTINE, "remote-cache", WORK];
+const QUARANTINE: &str = "quarantine";
 /// Tables on their way.
 const WORK: &str = "parquet-work";
 
@@ -69,6 +70,21 @@ pub struct EraseArguments {
 struct Sums {
     report: ErasureReport,
     findings: u64,
+    /// The quarantine stays for a legal hold.
+    keeps_quarantine: bool,
+}
+
+/// Writes into the audit who begins, before anything is changed.
+fn begins(arguments: &EraseArguments, wanted: &Erasure, by: &str) -> Result<(), RemoteError> {
+    if arguments.dry_run {
+        return Ok(());
+    }
+    let record = json!({
+        "at": rfc3339(now_ns()), "what": "erase begins", "by": by, "reason": arguments.reason,
+        "namespace": wanted.namespace, "pod": wanted.pod, "since": rfc3339(wanted.since_ns),
+        "until": (wanted.until_ns < u64::MAX).then(|| rfc3339(wanted.until_ns)),
+    });
+    arguments.place.audit(&record).map_err(|error| RemoteError::Usage(error.to_string()))
 }
 
 pub(super) fn run(arguments: &EraseArguments) -> Result<Verdict, CommandError> {
@@ -81,9 +97,10 @@ pub(super) fn run(arguments: &EraseArguments) -> Result<Verdict, CommandError> {
         entities: Default::default(),
     };
     let sums = match arguments.place.directory() {
-        Some(dir) => erase_folder(arguments, dir, &wanted)?,
+        Some(dir) => erase_folder(arguments, dir, &wanted, &by)?,
         None => {
             let mut entities = |reader: &Reader| {
+                begins(arguments, &wanted, &by)?;
                 let found = entities_of(reader, &wanted.namespace, wanted.pod.as_deref());
                 let found = found.map_err(|error| RemoteError::Usage(error.to_string()))?;
                 Ok(Erasure { entities: found, ..wanted.clone() })
@@ -94,7 +111,7 @@ pub(super) fn run(arguments: &EraseArguments) -> Result<Verdict, CommandError> {
             let outcome = keeping.erase(&wanted, &by, &work, arguments.dry_run, &mut entities);
             fs::remove_dir_all(&work)?;
             let report = outcome?;
-            Sums { report, findings: 0 }
+            Sums { report, ..Sums::default() }
         }
     };
     let record = record(arguments, &wanted, &by, &sums);
@@ -144,25 +161,25 @@ fn said(arguments: &EraseArguments, sums: &Sums) -> String {
             "{files} of the table findings deleted: `tapio-server archive export` makes them again\n"
         ));
     }
+    if sums.keeps_quarantine {
+        out.push_str("The folder quarantine stays as long as there is a legal hold: it may have such events.\n");
+    }
     if erased.damaged_bytes + erased.undecodable > 0 {
-        out.push_str("What could not be read was left out: it might have held such events.\n");
+        out.push_str("What could not be read may have such events. It is left out of segments that were rewritten.\n");
     }
     out
 }
 
 /// Erases in an archive's directory that no server has.
-fn erase_folder(arguments: &EraseArguments, dir: &Path, wanted: &Erasure) -> Result<Sums, CommandError> {
+fn erase_folder(arguments: &EraseArguments, dir: &Path, wanted: &Erasure, by: &str) -> Result<Sums, CommandError> {
     // Before the lock is made: a directory without segments is a mistake.
     Reader::new(dir).segments()?;
     let _lock = DirectoryLock::take(dir).map_err(|error| CommandError::Other(error.to_string()))?;
-    let kept = hold::of(&arguments.place)?;
-    let kept = kept.into_iter().find(|hold| hold.keeps(wanted.since_ns, wanted.until_ns, Some(&wanted.namespace)));
-    if let Some(hold) = kept {
-        return Err(RemoteError::Held { id: hold.id, reason: hold.reason, by: hold.by }.into());
-    }
+    erasable(&hold::of(&arguments.place)?, wanted)?;
     let dirs: Vec<PathBuf> = restored::dirs(dir).into_iter().chain([dir.to_owned()]).collect();
     let entities = entities_of(&Reader::over(dirs.clone()), &wanted.namespace, wanted.pod.as_deref())?;
     let erasure = Erasure { entities, ..wanted.clone() };
+    begins(arguments, wanted, by)?;
     let tables = match &arguments.tables {
         Some(to) => Some(TableStore::open(&arguments.place.section(Some(&url(to)?))?)?),
         None => None,
@@ -178,7 +195,9 @@ fn erase_folder(arguments: &EraseArguments, dir: &Path, wanted: &Erasure) -> Res
     for path in journal::paths(dir) {
         sums.findings += rewrite_lines(&path, &erasure)?;
     }
-    for name in COPIES {
+    // What could not be read may be what a hold keeps.
+    sums.keeps_quarantine = !hold::of(&arguments.place)?.is_empty() && dir.join(QUARANTINE).exists();
+    for name in COPIES.into_iter().filter(|name| !(sums.keeps_quarantine && *name == QUARANTINE)) {
         match fs::remove_dir_all(dir.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -204,8 +223,12 @@ fn segments_of(
         let erased: Erased = rewrite(&file, segment.number, erasure, &new)?;
         sums.report.segments += 1;
         sums.report.erased.add(&erased);
-        if !erased.is_changed() || arguments.dry_run {
-            sums.report.rewritten += u64::from(erased.is_changed());
+        // One may have been added since.
+        let holds = hold::of(&arguments.place)?;
+        erasable(&holds, erasure)?;
+        let is_changed = erased.replaces(&holds).map_err(|hold| RemoteError::unread(segment.number, hold))?;
+        if !is_changed || arguments.dry_run {
+            sums.report.rewritten += u64::from(is_changed);
             fs::remove_file(&new)?;
             continue;
         }
@@ -214,6 +237,7 @@ fn segments_of(
             let has_tables = rewrite_tables((&file, &new), segment.number, names, tables, &mut exporter, work)?;
             sums.report.tables += u64::from(has_tables);
         }
+        owned_like(&new, &file.metadata().map_err(failed)?)?;
         fs::rename(&new, &segment.path)?;
         File::open(dir)?.sync_all()?;
         sums.report.rewritten += 1;

@@ -12,7 +12,7 @@ use crate::render::{self, padded, rfc3339};
 /// `tapio-server archive hold …`
 #[derive(Subcommand)]
 pub enum HoldCommand {
-    /// Keep a time, or a namespace in it: retention, erase and merge do not delete it
+    /// Keep a time, or a namespace in it: retention and erase do not delete it
     Add(AddArguments),
     /// End a hold, by its id
     Remove(RemoveArguments),
@@ -107,12 +107,18 @@ fn remove(arguments: &RemoveArguments) -> Result<Verdict, CommandError> {
     let by = place.by()?;
     let known = of(place)?.into_iter().find(|hold| hold.id == id);
     let hold = known.ok_or_else(|| CommandError::Other(format!("no hold has the id {id}")))?;
+    if !holds::is_id(id) {
+        return Err(CommandError::Other(format!("{id} is no name of a hold: look at the file, and delete it by hand")));
+    }
     // Who ends it is written down before it ends.
     place.audit(&record("hold remove", &hold, &by))?;
-    match place.directory() {
+    let was_there = match place.directory() {
         Some(dir) => holds::remove(dir, id)?,
         None => place.keeping()?.remove_hold(id)?,
     };
+    if !was_there {
+        return Err(CommandError::Other(format!("the hold {id} has gone meanwhile: list them again")));
+    }
     Ok(Verdict::Done)
 }
 

@@ -72,7 +72,7 @@ pub enum ArchiveCommand {
     Restore(RestoreArguments),
     /// Erase the events of a namespace or a pod, in an archive that no server has open, or in a remote archive
     Erase(EraseArguments),
-    /// Legal holds: what retention, erase and merge must not delete
+    /// Legal holds: what retention and erase must not delete
     #[command(subcommand)]
     Hold(HoldCommand),
 }

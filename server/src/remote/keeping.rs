@@ -161,13 +161,7 @@ impl Keeping {
         entities: &mut dyn FnMut(&Reader) -> Result<Erasure, RemoteError>,
         lease: &mut Lease,
     ) -> Result<ErasureReport, RemoteError> {
-        let kept = self
-            .holds()?
-            .into_iter()
-            .find(|hold| hold.keeps(erasure.since_ns, erasure.until_ns, Some(&erasure.namespace)));
-        if let Some(hold) = kept {
-            return Err(RemoteError::Held { id: hold.id, reason: hold.reason, by: hold.by });
-        }
+        erasable(&self.holds()?, erasure)?;
         let listed = self.runtime.block_on(listing::list(&self.store, &self.store.root))?;
         let depth = self.store.root.parts().count() + 4;
         let is_below = |segments: &Segments| segments.values().any(|listed| listed.path.parts().count() != depth);
@@ -181,7 +175,10 @@ impl Keeping {
             let mut exporter = Exporter::new(&label.cluster, &label.server);
             for listed in segments.values().filter(|listed| listed.name.first_ns <= erasure.until_ns) {
                 self.runtime.block_on(lease.keep(&self.store))?;
-                let mut one = One { keeping: self, label, listed, work, report: &mut report };
+                // One may have been added since.
+                let holds = self.holds()?;
+                erasable(&holds, &erasure)?;
+                let mut one = One { keeping: self, label, listed, work, report: &mut report, holds: &holds };
                 one.erase(&erasure, &tables, &mut exporter, is_dry)?;
             }
             if !is_dry {
@@ -233,6 +230,17 @@ impl Keeping {
     }
 }
 
+/// Refuses what a legal hold keeps.
+pub fn erasable(holds: &[Hold], erasure: &Erasure) -> Result<(), RemoteError> {
+    let is_kept = |hold: &&Hold| hold.keeps(erasure.since_ns, erasure.until_ns, Some(&erasure.namespace));
+    match holds.iter().find(is_kept) {
+        None => Ok(()),
+        Some(Hold { id, reason, by, .. }) => {
+            Err(RemoteError::Held { id: id.clone(), reason: reason.clone(), by: by.clone() })
+        }
+    }
+}
+
 /// One segment on its way.
 struct One<'a> {
     keeping: &'a Keeping,
@@ -240,6 +248,7 @@ struct One<'a> {
     listed: &'a Listed,
     work: &'a FilePath,
     report: &'a mut ErasureReport,
+    holds: &'a [Hold],
 }
 
 impl One<'_> {
@@ -262,13 +271,14 @@ impl One<'_> {
         let erased = rewrite(&file, number, erasure, &new).map_err(local(&new))?;
         self.report.segments += 1;
         self.report.erased.add(&erased);
-        if erased.is_changed() {
+        if erased.replaces(self.holds).map_err(|hold| RemoteError::unread(number, hold))? {
             self.report.rewritten += 1;
             if !is_dry {
-                self.swap(&new, erased)?;
+                // Tables first: a run that is interrupted here finds the old segment, and begins again.
                 if self.rewrite_tables((&file, &new), tables, exporter)? {
                     self.report.tables += 1;
                 }
+                self.swap(&new, erased)?;
             }
         }
         if !is_dry {

@@ -2,7 +2,7 @@
 //!
 //! What enters: who wants to work, and what on. What leaves: a term, the next higher number. What must hold: of two that ask at a time
 //! one gets it, since an object is created only where none is. A holder that dies loses it after [`LASTS`]; one whose term is over
-//! learns that before its next change.
+//! learns that when it renews it, which it does every minute while it works on segments.
 
 use std::time::Duration;
 
@@ -144,16 +144,16 @@ mod tests {
         let section = RemoteSection { url: format!("file://{}", dir.path().display()), ..RemoteSection::default() };
         let store = Store::open(&section).expect("a folder");
         let mut first = Lease::take(&store, "a", "erase").await.expect("free");
-        let refused = Lease::take(&store, "b", "merge").await.expect_err("held");
+        let refused = Lease::take(&store, "b", "another job").await.expect_err("held");
         assert!(refused.to_string().contains("a holds it") && refused.to_string().contains("erase"), "{refused}");
         first.keep(&store).await.expect("held");
         first.release(&store).await.expect("given back");
-        let mut second = Lease::take(&store, "b", "merge").await.expect("free");
+        let mut second = Lease::take(&store, "b", "another job").await.expect("free");
         assert_eq!(second.term, 2);
         // It dies, and its time is over.
         second.content.until_ns = 1;
         second.put(&store).await.expect("written");
-        let third = Lease::take(&store, "c", "merge").await.expect("over");
+        let third = Lease::take(&store, "c", "another job").await.expect("over");
         assert_eq!(third.term, 3);
         second.renewed_ns = 0;
         assert!(matches!(second.keep(&store).await, Err(RemoteError::LeaseLost)));

@@ -40,6 +40,7 @@ mod uploader;
 use std::io;
 use std::path::PathBuf;
 
+use crate::archive::holds::Hold;
 use crate::parquet::ExportError;
 
 pub use cache::View;
@@ -48,7 +49,7 @@ pub(crate) use connect::{machine_roots, trusting};
 pub use erased_tables::rewrite as rewrite_tables;
 pub use fetch::{CACHE_BYTES_DEFAULT, Fetch, Fetched};
 pub use history::History;
-pub use keeping::{ErasureReport, Keeping};
+pub use keeping::{ErasureReport, Keeping, erasable};
 pub use listing::Label;
 pub use manifest::{Manifest, NodeCount};
 pub use metrics::RemoteMetrics;
@@ -95,10 +96,22 @@ pub enum RemoteError {
         "the legal hold {id} of {by} keeps this ({reason}): `tapio-server archive hold remove` ends it where it may be erased"
     )]
     Held { id: String, reason: String, by: String },
+    #[error(
+        "segment {number} has bytes that cannot be read, which the legal hold {id} may keep: nothing of it is erased before that \
+         hold ends"
+    )]
+    Unread { number: u64, id: String },
     #[error("the thread that uploads cannot be started: {0}")]
     Thread(io::Error),
     #[error(transparent)]
     Export(#[from] ExportError),
     #[error("the remote archive's metrics cannot be created: {0}")]
     Metrics(#[from] prometheus::Error),
+}
+
+impl RemoteError {
+    /// A segment holds what cannot be read, and there is a legal hold.
+    pub fn unread(number: u64, hold: &Hold) -> Self {
+        Self::Unread { number, id: hold.id.clone() }
+    }
 }
