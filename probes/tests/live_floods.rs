@@ -103,8 +103,8 @@ fn floods_crowd_out_no_death_and_are_reported_by_cgroup() {
     let mut reported = HashMap::new();
     let now_ns = boottime_ns();
     look(&mut shares, now_ns, &mut reported);
-    let bounded = flooding.iter().zip(bounded).filter(|&(_, kind)| is_bounded(&session, kind));
-    for (cgroup, _) in bounded.clone() {
+    let bounded: Vec<_> = flooding.iter().zip(bounded).filter(|&(_, kind)| is_bounded(&session, kind)).collect();
+    for (cgroup, _) in &bounded {
         assert!(reported.get(cgroup).is_some_and(|count| *count > 0), "{cgroup} is not among {reported:?}");
     }
     for calm_id in calm_ids.into_iter().chain([hanging_id]) {
@@ -122,8 +122,16 @@ fn floods_crowd_out_no_death_and_are_reported_by_cgroup() {
     };
     // Of other tests, too, that run beside: the sum moves.
     let before = limited(&session);
-    let over = look(&mut shares, now_ns + 20_000_000_000, &mut reported);
-    assert!(over >= bounded.count() && !shares.has_floods(), "{over}");
+    // A test beside this one may flood this machine for a moment longer.
+    let (mut over, mut later_ns) = (0, now_ns);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while shares.has_floods() {
+        assert!(Instant::now() < deadline, "{over} floods are over, and others are not");
+        later_ns += 20_000_000_000;
+        over += look(&mut shares, later_ns, &mut reported);
+        session.drain();
+    }
+    assert!(over >= bounded.len(), "{over}");
     let sum: u64 = reported.values().sum();
     let after = limited(&session);
     assert!((before..=after + 8).contains(&sum), "{before} to {after} were left out, {sum} are reported by cgroup");
