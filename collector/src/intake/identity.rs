@@ -13,6 +13,7 @@ mod known;
 mod path;
 mod recent;
 mod roles;
+mod room;
 pub mod scan;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use known::{CONTAINER_UNNAMED, HOST, Known, POD, UNIT, UNKNOWN_CGROUP, describe}
 use path::name_of;
 use recent::Recent;
 use roles::{Roles, Started};
+use room::{Below, LOOK_INTERVAL, Place};
 
 /// Cgroups known at the same time, at the most.
 const CGROUPS_MAX: usize = 65_536;
@@ -45,8 +47,6 @@ const REPEATED: Duration = Duration::from_secs(60);
 const RECENT: Duration = Duration::from_secs(600);
 /// Entities that are described at once on a new stream, at the most.
 const DESCRIBED_AGAIN_MAX: usize = 1_024;
-/// How often a large table is looked through at the most.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often an unknown id may cause a scan.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -56,6 +56,7 @@ const UNNAMED: &str = "cgroup:";
 /// The table of cgroups.
 pub struct Identity {
     cgroups: HashMap<u64, Known, foldhash::fast::RandomState>,
+    below: Below,
     recent: Recent,
     roots: Vec<(PathBuf, u64)>,
     generation: u64,
@@ -100,6 +101,7 @@ impl Identity {
         let now = Instant::now();
         Self {
             cgroups: HashMap::default(),
+            below: Below::default(),
             recent: Recent::default(),
             roots,
             generation: 0,
@@ -208,10 +210,7 @@ impl Identity {
         if self.cgroups.len() >= CGROUPS_MAX
             && let Some(&any) = self.cgroups.keys().next()
         {
-            self.cgroups.remove(&any);
-            if let Some(exclusion) = &mut self.exclusion {
-                exclusion.set(any, false);
-            }
+            self.forget(any);
         }
         let named = name_of(path);
         let entity = entity_id(named.kind, &named.key);
@@ -224,6 +223,7 @@ impl Identity {
         };
         let mut known = Known {
             entity,
+            place: Place::of(&named, path),
             named,
             path: path.into(),
             described: [None; 2],
@@ -240,14 +240,19 @@ impl Identity {
             exclusion.set(id, known.is_excluded(&self.directory));
         }
         self.recent.forget(id);
-        self.cgroups.insert(id, known);
+        let holder = known.place.holder;
+        let was = self.cgroups.insert(id, known).and_then(|was| was.place.holder);
+        if let Some(holder) = holder.filter(|_| holder != was) {
+            self.below.push(holder, id);
+            self.bound(holder, id);
+        }
     }
 
     /// A cgroup was made by a process of the cgroup `creator`, and learned. What a container's runtime makes is its pod's,
     /// wherever its cgroup is.
     pub fn begun(&mut self, id: u64, creator: u64) {
         let Some(known) = self.cgroups.get(&id) else { return };
-        if !known.is_container_itself() {
+        if !known.place.is_container_itself {
             return;
         }
         self.roles.made(known.entity);
@@ -322,7 +327,7 @@ impl Identity {
         let now = self.now;
         if let Some(known) = self.cgroups.get_mut(&id) {
             known.removed = Some(now);
-            if known.is_container_itself() {
+            if known.place.is_container_itself {
                 self.roles.removed(known.entity);
             }
             if let Some(exclusion) = &mut self.exclusion {
@@ -428,43 +433,6 @@ impl Identity {
             });
         }
         self.scanned = Some(Instant::now());
-    }
-
-    /// Forgets what was removed long ago, and, where the table is full, all that is not there any more. Once in a while: for each
-    /// cgroup that comes or goes in a flood it would take too long.
-    fn make_room(&mut self) {
-        if self.now.saturating_duration_since(self.looked_through) < LOOK_INTERVAL {
-            return;
-        }
-        self.looked_through = self.now;
-        self.forget_removed(REMEMBERED);
-        if self.cgroups.len() >= CGROUPS_MAX {
-            self.forget_removed(Duration::ZERO);
-        }
-        if self.cgroups.len() >= CGROUPS_MAX {
-            self.forget_gone();
-        }
-    }
-
-    /// Forgets what is there no more, though nothing said that it went: a flood's records are left out. Those that have no name are
-    /// easily made up again.
-    fn forget_gone(&mut self) {
-        let is_there = |path: &str| {
-            self.roots.is_empty() || self.roots.iter().any(|(root, _)| root.join(path.trim_start_matches('/')).exists())
-        };
-        let is_gone = |known: &Known| known.path.starts_with(UNNAMED) || !is_there(&known.path);
-        let gone: Vec<u64> = self.cgroups.iter().filter(|(_, known)| is_gone(known)).map(|(id, _)| *id).collect();
-        for id in gone {
-            self.cgroups.remove(&id);
-            if let Some(exclusion) = &mut self.exclusion {
-                exclusion.set(id, false);
-            }
-        }
-    }
-
-    fn forget_removed(&mut self, older_than: Duration) {
-        let now = self.now;
-        self.cgroups.retain(|_, known| known.removed.is_none_or(|at| now.saturating_duration_since(at) < older_than));
     }
 }
 

@@ -6,7 +6,8 @@ use tapio_wire::entity_id;
 use tapio_wire::event::{Entity, EntityId, EntityKind};
 
 use super::directory::Directory;
-use super::path::{Named, name_of};
+use super::path::Named;
+use super::room::Place;
 
 /// The outcomes of resolving an event's subject: the only list of them.
 pub const OUTCOMES: [&str; 6] = ["container", "container_unnamed", "pod", "unit", "host", "unknown_cgroup"];
@@ -24,6 +25,7 @@ pub(super) struct Known {
     pub(super) entity: EntityId,
     pub(super) named: Named,
     pub(super) path: String,
+    pub(super) place: Place,
     /// When each lane last described the entity. One lane's batch may arrive after the other's.
     pub(super) described: [Option<Description>; 2],
     pub(super) removed: Option<Instant>,
@@ -50,12 +52,6 @@ impl Known {
             EntityKind::Pod => self.names = directory.pod_version(self.entity),
             _ => {}
         }
-    }
-
-    /// Whether it is a container's own cgroup, not one that the container made below it.
-    pub(super) fn is_container_itself(&self) -> bool {
-        let above = self.path.rsplit_once('/').map_or("", |(above, _)| above);
-        self.named.kind == EntityKind::Container && name_of(above).key != self.named.key
     }
 
     pub(super) fn is_excluded(&self, directory: &Directory) -> bool {

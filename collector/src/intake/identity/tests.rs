@@ -96,10 +96,46 @@ fn a_full_table_keeps_the_cgroups_that_are_there() {
     let mut identity = Identity::new(vec![(root.path().to_owned(), 0)]);
     identity.learn(1, "/web");
     for id in 2..=CGROUPS_MAX as u64 {
-        identity.learn(id, "/gone");
+        // Of so many folders that none has too many.
+        identity.learn(id, &format!("/{}/gone", id % 64));
     }
     assert_eq!(identity.cgroups.len(), CGROUPS_MAX);
     identity.learn(0, "/new");
     assert_eq!(identity.cgroups.len(), 2, "what is there, and what is new");
     assert!(identity.cgroups.contains_key(&1));
+}
+
+/// A container that makes cgroups without end, whose removals are left out too.
+#[test]
+fn a_flood_of_cgroups_takes_no_other_containers_place() {
+    let root = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir_all(root.path().join("app.slice/kept")).expect("a cgroup");
+    let mut identity = Identity::new(vec![(root.path().to_owned(), 0)]);
+    let container = |number: u64| format!("/kubepods/pod{UID}/{number:064x}");
+    identity.learn(1, "/app.slice/kept");
+    identity.learn(2, &container(2));
+    let flooding = identity.resolve(2, Lane::Lethal, &mut Vec::new());
+    let (mut id, mut others) = (1_000, Vec::new());
+    for number in 3..100 {
+        identity.learn(number, &container(number));
+        others.push((number, identity.resolve(number, Lane::Lethal, &mut Vec::new())));
+        for _ in 0..2 * CGROUPS_MAX / 97 {
+            id += 1;
+            identity.learn(id, &format!("{}/flood/{id}", container(2)));
+            // One that looks like a container does not help it.
+            identity.learn(id + (1 << 40), &format!("{}/{id:064x}", container(2)));
+        }
+    }
+    assert!(identity.len() < 3 * room::BELOW_MAX, "{}", identity.len());
+    // Nothing is answered from the small cache in front.
+    identity.recent.forget_all();
+    for (number, entity) in others {
+        assert_eq!(identity.resolve(number, Lane::Lethal, &mut Vec::new()), entity, "container {number}");
+    }
+    assert_eq!(identity.resolve(id, Lane::Lethal, &mut Vec::new()), flooding);
+    for number in 0..3 * room::BELOW_MAX as u64 {
+        identity.learn((1 << 41) + number, &format!("/app.slice/{number}"));
+    }
+    assert_eq!(identity.path(1), Some("/app.slice/kept"), "it is there, and the others are not");
+    assert_eq!(identity.unknown(), 0);
 }
