@@ -61,7 +61,7 @@ fn only_a_timeout_is_blamed_on_throttling_or_a_stall() {
         }
         node.kube_event(98 * SECOND, pod, "Unhealthy", message);
         if is_throttled {
-            node.throttling(100 * SECOND + MS, web, 400);
+            node.throttling(100 * SECOND + MS, web, 600);
         }
         node.stop(web, 100 * SECOND);
         let found = findings_of(&node);

@@ -8,9 +8,10 @@ use tapio_wire::service::Finding;
 use crate::correlate_node::{Machine, Node, SECOND, findings_of};
 
 /// Patterns that say why a pod is gone.
-const ENDS: [&str; 18] = [
+const ENDS: [&str; 19] = [
     "deadline-exceeded",
     "deletion-claimed-later",
+    "deletion-claimed-twice",
     "deleted-in-scale-down",
     "disk-full-eviction",
     "drained",
@@ -144,11 +145,15 @@ fn whatever_is_said_one_finding_explains_a_pods_end() {
                 continue;
             }
         };
+        let of_condition = ["by scheduler", "by taint", "by API"];
+        let has_condition = words.iter().any(|word| of_condition.contains(&word.0));
+        let by_event = |one: &str, other: &str| has(&words, one) && !has(&words, other) && !has_condition;
         // Who may be named with certainty.
         let is_due = match certain {
             None => true,
-            Some("preempted") => has(&words, "preempted") || has(&words, "by scheduler"),
-            Some("evicted-by-taint") => has(&words, "taint") || has(&words, "by taint"),
+            // Where two say that they did it, and the pod's conditions do not say who, nobody is.
+            Some("preempted") => by_event("preempted", "taint") || has(&words, "by scheduler"),
+            Some("evicted-by-taint") => by_event("taint", "preempted") || has(&words, "by taint"),
             Some("evicted-by-api") => has(&words, "by API"),
             Some("ended-by-controller") => has(&words, "named"),
             Some(_) => false,
@@ -170,6 +175,8 @@ fn the_order_of_words_about_an_end_does_not_matter() {
         (&["cordon", "preempted later", "scaled"], ("deletion-claimed-later", false)),
         (&["cordon", "preempted", "named"], ("preempted", true)),
         (&["cordon", "by API", "taint later"], ("evicted-by-api", true)),
+        (&["preempted", "taint", "scaled"], ("deletion-claimed-twice", false)),
+        (&["taint", "preempted later", "cordon"], ("evicted-by-taint", true)),
         (&["by taint", "kubelet", "scaled"], ("ended-while-deleted", false)),
         (&["cordon", "kubelet", "preempted later"], ("ended-while-deleted", false)),
         // It is another node that was cordoned.

@@ -92,6 +92,71 @@ fn a_sidecar_that_no_release_changed_is_not_its_fault() {
     }
 }
 
+/// Both releases crash: before the new one, between, or after it.
+#[test]
+fn a_release_is_not_blamed_while_the_one_before_crashes_too() {
+    let asked = |node: &mut Node, process, at| {
+        let shim = node.shim();
+        node.signal(at, process, SIGTERM, Some(shim));
+    };
+    for (at_s, is_asked, expected) in [
+        (99, false, "release-or-dependency"),
+        (101, false, "release-or-dependency"),
+        (130, false, "release-or-dependency"),
+        (101, true, "bad-release"),
+        // It had crashed before the release.
+        (80, false, "release-or-dependency"),
+    ] {
+        let mut node = Node::new("n1");
+        node.rollout_of(90 * SECOND, "Deployment/web", "shop", Some("shop/web:1"), "shop/web:2");
+        let new = |replica: u64| ((99 + replica) * SECOND + MS, replica, "shop/web:2");
+        let mut exits = vec![(at_s * SECOND, 0, "shop/web:1"), new(1), new(2), new(3)];
+        exits.sort_unstable();
+        for (at, replica, image) in exits {
+            let pod = format!("shop/web-{replica}");
+            let web = node.kube_container_of_image("Deployment/web", &pod, &pod, ["web", image]);
+            let process = Process::init(web, 100 + replica as u32, "app");
+            if is_asked && replica == 0 {
+                asked(&mut node, process, at - 10 * MS);
+            }
+            node.exit(at, process, 1 << 8);
+        }
+        node.lethal(140 * SECOND);
+        let found = findings_of(&node);
+        let of_release: Vec<&str> =
+            found.iter().map(|one| &*one.pattern).filter(|id| id.contains("release")).collect();
+        assert_eq!(of_release, [expected], "{at_s} {is_asked}: {found:#?}");
+        assert!(!certain(&found).contains(&"release-or-dependency"), "{found:#?}");
+    }
+}
+
+/// A process of another node that was asked to stop has the number of one that crashes.
+#[test]
+fn a_pid_of_another_node_is_another_process() {
+    let mut nodes = [Node::new("n1"), Node::new("n2")];
+    let [crashing, stopping] = &mut nodes;
+    crashing.rollout(90 * SECOND, "Deployment/web", "shop", Some("shop/web:1"));
+    for replica in 0..3u32 {
+        let at = (100 + u64::from(replica)) * SECOND;
+        let pod = format!("shop/web-{replica}");
+        let web = crashing.kube_container("Deployment/web", &pod, &pod);
+        crashing.exit(at, Process::init(web, 100 + replica, "app"), 1 << 8);
+        let pod = format!("shop/web-old-{replica}");
+        let old = stopping.kube_container("Deployment/web", &pod, &pod);
+        let (process, shim) = (Process::init(old, 100 + replica, "app"), stopping.shim());
+        stopping.signal(at - 10 * MS, process, SIGTERM, Some(shim));
+        stopping.exit(at, process, 0);
+    }
+    let machine = Machine::start(1);
+    for node in &mut nodes {
+        node.lethal(110 * SECOND);
+        machine.deliver(&node.node, &node.frames);
+        machine.settle();
+    }
+    let found: Vec<String> = machine.findings().into_iter().map(|one| one.pattern).collect();
+    assert!(found.contains(&"bad-release".to_owned()), "{found:?}");
+}
+
 #[test]
 fn two_containers_that_die_together_are_no_crash_loop() {
     let mut node = Node::new("n1");

@@ -116,7 +116,9 @@ fn readiness_probes_and_deletions_are_no_liveness_kill() {
 
 #[test]
 fn only_strong_throttling_explains_a_failed_probe() {
-    for (throttled, expected) in [(400, "throttled-into-probe-failure"), (30, "liveness-probe-kill")] {
+    for (throttled, expected) in
+        [(600, "throttled-into-probe-failure"), (400, "liveness-probe-kill"), (30, "liveness-probe-kill")]
+    {
         let mut node = Node::new("n1");
         let web = web(&mut node);
         let pod = node.kube_pod("Deployment/web", "shop/web-0");

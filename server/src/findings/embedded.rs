@@ -1,6 +1,6 @@
 //! The patterns that the server brings along: file names and texts of `server/patterns/`.
 
-pub(super) const EMBEDDED: [(&str, &str); 112] = [
+pub(super) const EMBEDDED: [(&str, &str); 114] = [
     ("aborted-as-init.yaml", include_str!("../../patterns/aborted-as-init.yaml")),
     ("bad-config.yaml", include_str!("../../patterns/bad-config.yaml")),
     ("bad-release.yaml", include_str!("../../patterns/bad-release.yaml")),
@@ -25,6 +25,7 @@ pub(super) const EMBEDDED: [(&str, &str); 112] = [
     ("deadline-exceeded.yaml", include_str!("../../patterns/deadline-exceeded.yaml")),
     ("deleted-in-scale-down.yaml", include_str!("../../patterns/deleted-in-scale-down.yaml")),
     ("deletion-claimed-later.yaml", include_str!("../../patterns/deletion-claimed-later.yaml")),
+    ("deletion-claimed-twice.yaml", include_str!("../../patterns/deletion-claimed-twice.yaml")),
     ("descriptor-leak.yaml", include_str!("../../patterns/descriptor-leak.yaml")),
     ("descriptors-at-limit.yaml", include_str!("../../patterns/descriptors-at-limit.yaml")),
     ("disk-failing.yaml", include_str!("../../patterns/disk-failing.yaml")),
@@ -84,6 +85,7 @@ pub(super) const EMBEDDED: [(&str, &str); 112] = [
     ("process-stopped.yaml", include_str!("../../patterns/process-stopped.yaml")),
     ("reclaim-stall-probe-failure.yaml", include_str!("../../patterns/reclaim-stall-probe-failure.yaml")),
     ("refused-by-kubelet.yaml", include_str!("../../patterns/refused-by-kubelet.yaml")),
+    ("release-or-dependency.yaml", include_str!("../../patterns/release-or-dependency.yaml")),
     ("resize-refused.yaml", include_str!("../../patterns/resize-refused.yaml")),
     ("restarted-for-resize.yaml", include_str!("../../patterns/restarted-for-resize.yaml")),
     ("restarted-with-all.yaml", include_str!("../../patterns/restarted-with-all.yaml")),

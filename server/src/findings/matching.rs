@@ -66,19 +66,30 @@ pub fn may_touch(pattern: &Pattern, touch: &Touch, clue: &Clue, anchor: &Clue) -
 
 /// Whether a field is the same as another step's.
 fn is_same(same: &Same, clue: &Clue, other: &Clue) -> bool {
+    if same.field.is_of_node() && clue.evidence.node != other.evidence.node {
+        return false;
+    }
     match (same.field.get(clue), same.other_field.get(other)) {
         // A container's image, and those of its workload: what had it before as well was not changed by a rollout.
-        (Some(Value::Text(images)), Some(Value::Text(image)))
-            if (same.field, same.other_field) == (Field::Images, Field::Image) =>
-        {
-            let has = |images: &str| images.split(',').any(|one| one == image);
-            has(images) && !matches!(Field::ImagesBefore.get(clue), Some(Value::Text(before)) if has(before))
-        }
+        (Some(Value::Text(images)), Some(Value::Text(image))) if same.other_field == Field::Image => match same.field {
+            Field::Images => has_image(images, image) && !is_among(Field::ImagesBefore, clue, image),
+            Field::ImagesBefore => has_image(images, image) && !is_among(Field::Images, clue, image),
+            _ => images == image,
+        },
         (Some(value), Some(other)) => value == other,
         // A name that one of them has not, or not yet, is no difference among those that are counted; between two steps it ties
         // nothing together.
         _ => same.is_own,
     }
+}
+
+/// Whether a list of images, with commas between them, has this one.
+fn has_image(images: &str, image: &str) -> bool {
+    images.split(',').any(|one| one == image)
+}
+
+fn is_among(images: Field, clue: &Clue, image: &str) -> bool {
+    matches!(images.get(clue), Some(Value::Text(images)) if has_image(images, image))
 }
 
 /// Looks for the evidence of a pattern around an anchor.

@@ -14,6 +14,17 @@ impl Node {
     }
 
     pub fn kube_container_named(&mut self, workload: &str, pod: &str, key: &str, name: &str) -> EntityId {
+        self.kube_container_of_image(workload, pod, key, [name, "shop/web:2"])
+    }
+
+    /// One with this name and this image.
+    pub fn kube_container_of_image(
+        &mut self,
+        workload: &str,
+        pod: &str,
+        key: &str,
+        [name, image]: [&str; 2],
+    ) -> EntityId {
         let pod_id = self.kube_pod(workload, pod);
         let id = tapio_wire::entity_id(EntityKind::Container, key);
         self.body.entities.push(Entity {
@@ -23,7 +34,7 @@ impl Node {
             namespace: namespace(pod),
             pod: pod.split_once('/').map_or("", |(_, name)| name).to_owned(),
             container: name.into(),
-            image: "shop/web:2".into(),
+            image: image.into(),
             workload: workload.into(),
             ..Entity::named(EntityKind::Container, id, format!("{pod}/{name}"))
         });
