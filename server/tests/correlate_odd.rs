@@ -123,8 +123,7 @@ fn a_release_is_not_blamed_while_the_one_before_crashes_too() {
         }
         node.lethal(140 * SECOND);
         let found = findings_of(&node);
-        let of_release: Vec<&str> =
-            found.iter().map(|one| &*one.pattern).filter(|id| id.contains("release")).collect();
+        let of_release: Vec<&str> = found.iter().map(|one| &*one.pattern).filter(|id| id.contains("release")).collect();
         assert_eq!(of_release, [expected], "{at_s} {is_asked}: {found:#?}");
         assert!(!certain(&found).contains(&"release-or-dependency"), "{found:#?}");
     }
