@@ -71,6 +71,7 @@ mod remote_whole;
 mod server_services;
 mod silences;
 mod tapioctl_bundle;
+mod tapioctl_complete;
 mod tapioctl_mcp;
 mod tapioctl_output;
 mod tapioctl_refusals;

@@ -69,9 +69,14 @@ fn killed(node: &mut Node, at: u64, pid: u32, comm: &'static str) {
 }
 
 pub(crate) fn serve() -> Server {
-    let machine = Machine::start(1);
     let mut node = Node::new("n1");
     killed(&mut node, 100 * SECOND, 100, "nginx");
+    serve_of(node)
+}
+
+/// A server that knows what a node reported.
+pub(crate) fn serve_of(node: Node) -> Server {
+    let machine = Machine::start(1);
     machine.deliver(&node.node, &node.frames);
     machine.settle();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -344,7 +349,7 @@ fn top_measures_once_and_completions_are_scripts() {
     assert_eq!(row, ["0.0", "90", "n1"], "{text}");
     for shell in ["bash", "zsh", "fish"] {
         let (_, script) = output(&server.address, &["completions", shell]);
-        assert!(script.contains("tapioctl") && script.contains("findings"), "{shell}");
+        assert!(script.contains("COMPLETE") && script.contains("tapioctl"), "{shell}: {script}");
     }
     let (run, _) = output(&server.address, &["events"]);
     assert_eq!(run.status.code(), Some(1), "this server has no archive");

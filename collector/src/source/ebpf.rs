@@ -27,9 +27,9 @@ pub use self::missed::MissedRuns;
 const LETHAL_TOKEN: u64 = 0;
 /// How often the kernel is asked what it skipped.
 const MISSED_INTERVAL: Duration = Duration::from_secs(10);
-/// How often the programs' counters are read while there is traffic: those of every CPU, in lines that other CPUs write to.
 /// How often it is looked for cgroups that flood the lethal lane, while there are any.
 const FLOODS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the programs' counters are read while there is traffic: those of every CPU, in lines that other CPUs write to.
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(100);
 const STOP_TOKEN: u64 = 1;
 const BULK_TOKEN: u64 = 2;

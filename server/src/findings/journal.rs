@@ -103,9 +103,23 @@ pub fn read(dir: &Path) -> io::Result<Recorded> {
 /// When the file cannot be written.
 pub fn append(dir: &Path, findings: &[Arc<Finding>]) -> io::Result<()> {
     let lines: Vec<Vec<u8>> = findings.iter().map(|finding| encode(&Written::Published(finding))).collect();
-    let mut file = File::options().create(true).append(true).open(&paths(dir)[0])?;
+    let mut file = File::options().create(true).read(true).append(true).open(&paths(dir)[0])?;
+    // A server that was killed may have left half a line, which costs itself and not the next one.
+    if !ends_with_line(&mut file)? {
+        file.write_all(b"\n")?;
+    }
     file.write_all(&lines.concat())?;
     file.sync_all()
+}
+
+fn ends_with_line(file: &mut File) -> io::Result<bool> {
+    if file.seek(SeekFrom::End(0))? == 0 {
+        return Ok(true);
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
 }
 
 /// Reads what can be read of the journal of a directory.

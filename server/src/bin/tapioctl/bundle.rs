@@ -15,15 +15,16 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use clap_complete::engine::ArgValueCompleter;
 use serde_json::{Value, json};
 use tapio_server::render;
 use tapio_wire::program::units::parse_duration;
 use tapio_wire::service::{Event, Finding, GetFindingRequest, ListEventsRequest, ListFindingsRequest};
 
 use super::events::each;
-use super::now_ns;
 use super::output::print;
 use super::server::{Client, Failure, ServerAt, connect, status};
+use super::{complete, now_ns};
 
 /// Events of one question, and findings besides.
 const EVENTS_MAX: u32 = 5_000;
@@ -34,7 +35,7 @@ const NODE_KINDS: [&str; 5] = ["oom", "signal", "exit", "node_condition", "unit_
 #[derive(Args)]
 pub struct Arguments {
     /// Id of the finding, or the beginning of the id
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(complete::ids))]
     id: String,
     /// File to write, which must not exist; `-` for standard output. Default: tapio-ID.json here
     #[arg(long, value_name = "FILE")]

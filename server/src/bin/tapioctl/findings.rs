@@ -21,11 +21,11 @@ use super::{Printing, filter, moment, now_ns};
 const PAGE: u32 = 500;
 /// Findings whose last version a watcher remembers.
 const SHOWN_MAX: usize = 20_000;
-/// Between the loss of a server and the next connection: all of them may be going away.
 /// A death may be found this long after it.
 const MOVED_BACK_NS: u64 = 600_000_000_000;
 /// Between this machine's clock and those of servers.
 const CLOCKS_DIFFER_NS: u64 = 60_000_000_000;
+/// Between the loss of a server and the next connection: all of them may be going away.
 const MOVE_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Args)]

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bundle;
+mod complete;
 mod events;
 mod findings;
 mod forward;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 use clap::builder::NonEmptyStringValueParser;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 use forward::Forward;
 use output::{Format, print};
 use server::{Failure, ServerAt};
@@ -71,7 +73,7 @@ enum Command {
     /// Show one finding with its evidence, death certificate and advice
     Finding {
         /// Id of the finding, or the beginning of the id
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(complete::ids))]
         id: String,
     },
     /// Explain why a pod, a container or a unit died, with all its evidence
@@ -93,7 +95,7 @@ enum Command {
     Ack(silence::AckArguments),
     /// Let an assistant ask, by the Model Context Protocol on standard input and output
     Mcp,
-    /// Print a script that completes this command's arguments in a shell
+    /// Print a script that completes this command's arguments in a shell, with names that the server knows
     Completions {
         /// Shell of the completion script
         #[arg(value_enum)]
@@ -109,6 +111,7 @@ struct Printing {
 }
 
 fn main() -> ExitCode {
+    complete::answer();
     let matches = Arguments::command().get_matches();
     let names_server = matches.value_source("server").is_some_and(|source| source != ValueSource::DefaultValue);
     let mut arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
@@ -209,9 +212,8 @@ async fn run(arguments: Arguments, server: &ServerAt, forward: Option<Forward>) 
         Command::Ack(arguments) => silence::acknowledge(server, printing, arguments).await,
         Command::Mcp => mcp::run(server, server.access_options(), forward).await,
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "tapioctl", &mut script);
-            print(&String::from_utf8_lossy(&script))
+            let script = complete::script(shell).map_err(|error| Failure::Other(error.to_string()))?;
+            print(&script)
         }
     }
 }

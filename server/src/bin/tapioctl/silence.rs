@@ -2,6 +2,7 @@
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
+use clap_complete::engine::ArgValueCompleter;
 use tapio_server::render;
 use tapio_wire::program::clock::now_ns;
 use tapio_wire::service::{
@@ -11,7 +12,7 @@ use tonic::{Code, Response, Status};
 
 use super::output::print;
 use super::server::{Failure, ServerAt, connect_silences};
-use super::{Printing, filter};
+use super::{Printing, complete, filter};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -53,7 +54,7 @@ pub struct AddArguments {
 #[derive(Args)]
 pub struct AckArguments {
     /// Id of the finding, or the beginning of the id
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(complete::ids))]
     id: String,
     /// How long (30m, 2h, 1d), or until when: a date in UTC
     #[arg(long = "for", value_name = "WHEN", default_value = "1d")]

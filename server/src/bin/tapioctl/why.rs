@@ -8,6 +8,7 @@ mod subject;
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use clap_complete::engine::ArgValueCompleter;
 use serde_json::json;
 use tapio_server::query::why::{
     AFTER_NS, CHANGE_KINDS, CHANGES_BEFORE_NS, CHANGES_MAX, LOOK_BACK_NS, STATE_BACK_NS, STATE_KINDS, STATES_MAX,
@@ -20,7 +21,7 @@ use subject::{KNOWN, as_container, hint, subject};
 
 use super::output::print;
 use super::server::{Client, Failure, ServerAt, connect};
-use super::{Printing, events, filter, now_ns};
+use super::{Printing, complete, events, filter, now_ns};
 
 /// How long before a finding's start events are searched.
 const BEFORE_NS: u64 = 5 * 60 * 1_000_000_000;
@@ -59,7 +60,7 @@ pub struct Arguments {
     /// pod/NAME, pod/NAMESPACE/NAME, pod/UID or the beginning of a uid. Others: deploy/NAME, statefulset/NAME, daemonset/NAME,
     /// job/NAME, container/ID, unit/NAME, host/PATH (a host group's cgroup), node/NAME, ns/NAME. Without a prefix: a pod's NAME,
     /// a container's ID, a PATH
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(complete::subjects))]
     subject: String,
     /// Namespace of the pod or workload
     #[arg(long, short, value_parser = NonEmptyStringValueParser::new())]

@@ -57,6 +57,19 @@ fn findings_and_their_successors_survive_restarts_and_torn_lines() {
 }
 
 #[test]
+fn what_is_appended_is_not_lost_to_a_torn_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(&paths(dir.path())[0], "{\"published\":{\"id\":\"torn").expect("written");
+    for id in ["a1", "b1"] {
+        append(dir.path(), &[Arc::new(finding(id, 5, 1))]).expect("appended");
+    }
+    let recorded = read(dir.path()).expect("readable");
+    assert_eq!((recorded.findings.len(), recorded.unreadable), (2, 1));
+    let text = fs::read_to_string(&paths(dir.path())[0]).expect("readable");
+    assert!(!text.contains("\n\n"), "{text}");
+}
+
+#[test]
 fn a_named_pipe_is_no_journal() {
     let dir = tempfile::tempdir().expect("a directory");
     let [path, _] = paths(dir.path());
