@@ -94,7 +94,7 @@ fn a_sidecar_that_no_release_changed_is_not_its_fault() {
 
 /// Both releases crash: before the new one, between, or after it.
 #[test]
-fn a_release_is_not_blamed_while_the_one_before_crashes_too() {
+fn a_release_is_not_blamed_while_its_predecessor_crashes() {
     let asked = |node: &mut Node, process, at| {
         let shim = node.shim();
         node.signal(at, process, SIGTERM, Some(shim));

@@ -96,14 +96,6 @@ macro_rules! fields {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Field { $($(#[$meta])* $name,)* }
         impl Field {
-    /// Whether its values mean something on their node alone: another node has the same numbers for something else.
-    pub fn is_of_node(self) -> bool {
-        matches!(
-            self,
-            Self::Pid | Self::ParentPid | Self::AllocatorPid | Self::SenderPid | Self::Device | Self::Interface
-        )
-    }
-
             const ALL: &'static [Self] = &[$(Self::$name,)*];
             /// The name that patterns use.
             pub fn name(self) -> &'static str {

@@ -66,7 +66,7 @@ pub fn may_touch(pattern: &Pattern, touch: &Touch, clue: &Clue, anchor: &Clue) -
 
 /// Whether a field is the same as another step's.
 fn is_same(same: &Same, clue: &Clue, other: &Clue) -> bool {
-    if same.field.is_of_node() && clue.evidence.node != other.evidence.node {
+    if is_of_node(same.field) && clue.evidence.node != other.evidence.node {
         return false;
     }
     match (same.field.get(clue), same.other_field.get(other)) {
@@ -81,6 +81,12 @@ fn is_same(same: &Same, clue: &Clue, other: &Clue) -> bool {
         // nothing together.
         _ => same.is_own,
     }
+}
+
+/// Whether a field's values mean something on their node alone: another node has the same numbers for something else.
+fn is_of_node(field: Field) -> bool {
+    use Field::{AllocatorPid, Device, Interface, ParentPid, Pid, SenderPid};
+    matches!(field, Pid | ParentPid | AllocatorPid | SenderPid | Device | Interface)
 }
 
 /// Whether a list of images, with commas between them, has this one.
