@@ -114,15 +114,15 @@ fn answer(stream: &mut (impl Read + Write), code: u16, seen: &Mutex<Vec<Request>
 }
 
 /// A store whose findings one sink gets.
-struct Delivering {
-    store: Arc<FindingStore>,
-    deliverer: Deliverer,
+pub struct Delivering {
+    pub store: Arc<FindingStore>,
+    pub deliverer: Deliverer,
     /// Held as long as it is delivered from.
     folder: Option<tempfile::TempDir>,
 }
 
 impl Delivering {
-    fn to(sink: impl FnOnce(&Path) -> Box<dyn Sink>) -> Self {
+    pub fn to(sink: impl FnOnce(&Path) -> Box<dyn Sink>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let sink = sink(folder.path());
         let started = Self::with(Arc::new(FindingStore::new(100)), folder.path(), sink);
@@ -142,12 +142,12 @@ impl Delivering {
         self.folder.as_ref().expect("it has one").path()
     }
 
-    fn publish(&self, finding: Finding) {
+    pub fn publish(&self, finding: Finding) {
         self.store.publish(finding).expect("it says something new");
     }
 
     /// Waits until all is delivered that there is.
-    fn until_quiet(&self, delivered: u64) {
+    pub fn until_quiet(&self, delivered: u64) {
         until("all is delivered", || {
             let status = self.deliverer.status().remove(0);
             (status.delivered == delivered && status.waiting == 0).then_some(())
@@ -161,7 +161,7 @@ fn url_file(folder: &Path, url: &str) -> ChatSection {
     ChatSection { url_file: path, per_minute: 600, timeout: Duration::from_secs(20), ..ChatSection::default() }
 }
 
-fn finding(id: &str, severity: &str) -> Finding {
+pub fn finding(id: &str, severity: &str) -> Finding {
     let now_ns = now_ns();
     let entity = EntityRef { namespace: "shop".into(), pod: "web-0".into(), ..EntityRef::default() };
     Finding {

@@ -49,6 +49,7 @@ mod correlate_truth_signals;
 mod deliver_alertmanager;
 mod deliver_chat;
 mod deliver_kubernetes_events;
+mod deliver_otlp;
 mod descriptors;
 mod event_fields;
 mod http_tls;

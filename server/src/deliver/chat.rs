@@ -164,7 +164,8 @@ fn capital(word: &str) -> String {
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
-fn cut(text: &str, characters_max: usize) -> String {
+/// The beginning of a text that is too long.
+pub(super) fn cut(text: &str, characters_max: usize) -> String {
     match text.char_indices().nth(characters_max - 1) {
         Some((at, _)) if text[at..].chars().count() > 1 => format!("{}…", &text[..at]),
         _ => text.to_owned(),

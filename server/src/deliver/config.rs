@@ -12,6 +12,7 @@ use tapio_wire::program::tls::ClientFiles;
 use tapio_wire::program::units;
 
 use super::only::OnlySection;
+use super::otlp::OtlpSection;
 use crate::findings::Severity;
 
 /// `deliver:`
@@ -31,6 +32,9 @@ pub struct DeliverSection {
     /// Events on the pods and workloads that findings are about, for `kubectl describe` and `kubectl get events`.
     #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
     pub kubernetes_events: Option<KubernetesEventsSection>,
+    /// A receiver of OTLP, such as an OpenTelemetry Collector, that gets findings as log records.
+    #[serde(deserialize_with = "tapio_wire::program::yaml::named")]
+    pub otlp: Option<OtlpSection>,
 }
 
 /// `deliver.kubernetes_events:`
@@ -268,17 +272,17 @@ pub(super) fn address(url: &str, token_key: &str) -> Result<Address, String> {
 }
 
 /// A key and what is wrong with it.
-type Wrong = (&'static str, String);
+pub(super) type Wrong = (&'static str, String);
 
 /// The keys of one sink, for messages.
-struct Keys {
-    tls: &'static str,
-    token_file: &'static str,
-    timeout: &'static str,
+pub(super) struct Keys {
+    pub tls: &'static str,
+    pub token_file: &'static str,
+    pub timeout: &'static str,
 }
 
 /// Checks how a receiver is reached.
-fn check(
+pub(super) fn check(
     keys: &Keys,
     addresses: &[Address],
     tls: Option<&ClientFiles>,
@@ -333,6 +337,9 @@ impl DeliverSection {
         }
         for (name, chat) in &self.chats {
             chat.validate(name)?;
+        }
+        if let Some(otlp) = &self.otlp {
+            otlp.validate()?;
         }
         let Some(alerts) = &self.alertmanager else { return Ok(()) };
         let addresses = alerts.addresses().map_err(|problem| ("deliver.alertmanager.urls", problem))?;

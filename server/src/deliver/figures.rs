@@ -8,7 +8,7 @@ use tapio_wire::service::DeliveryStatus;
 use super::marks::now_seconds;
 
 /// The sinks that there are: their series are there before anything is delivered.
-const SINKS: [&str; 3] = ["webhook", "alertmanager", "kubernetes-events"];
+const SINKS: [&str; 4] = ["webhook", "alertmanager", "kubernetes-events", "otlp"];
 
 /// What deliveries move, by sink.
 #[derive(Clone)]
@@ -53,7 +53,7 @@ impl DeliverMetrics {
             )?,
             refused: counter(
                 "tapio_server_deliveries_refused_total",
-                "Deliveries abandoned after the receiver refused them repeatedly.",
+                "Deliveries abandoned because the receiver refused them.",
             )?,
             lost: counter(
                 "tapio_server_deliveries_lost_total",

@@ -22,6 +22,7 @@ mod kubernetes_events;
 mod log_marks;
 mod marks;
 mod only;
+mod otlp;
 mod queue;
 mod receiver;
 mod standing;
@@ -49,6 +50,7 @@ pub use keeper::Keeper;
 pub use kubernetes_events::KubernetesEvents;
 use log_marks::LogMarks;
 pub use only::OnlySection;
+pub use otlp::{Otlp, OtlpProtocol, OtlpSection};
 pub use webhook::{SinkConfigError, Webhook};
 use worker::Worker;
 
@@ -80,9 +82,25 @@ pub enum SinkError {
     /// The sink is away, or takes nothing now: every delivery waits.
     #[error("{0}")]
     Away(String),
+    /// The sink takes nothing for a while, and says for how long.
+    #[error("{why}; it asks to wait {pause:?}")]
+    Busy { why: String, pause: Duration },
     /// The sink takes others, and not this one.
     #[error("it refuses the delivery: {0}")]
     Refused(String),
+    /// The sink will never take this one: it must not be sent again.
+    #[error("it refuses the delivery for good: {0}")]
+    Rejected(String),
+}
+
+impl SinkError {
+    /// Time for which the sink asks not to be called again; 0 where it says nothing of it.
+    fn pause(&self) -> Duration {
+        match self {
+            Self::Busy { pause, .. } => *pause,
+            Self::Away(_) | Self::Refused(_) | Self::Rejected(_) => Duration::ZERO,
+        }
+    }
 }
 
 /// What a sink does with findings while they are silenced.

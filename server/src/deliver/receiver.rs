@@ -9,8 +9,11 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use axum::body::{Body, to_bytes};
+use bytes::Bytes;
 use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode, header};
+use hyper::header::{self, HeaderMap};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -22,6 +25,31 @@ use tokio_rustls::TlsConnector;
 use super::SinkError;
 use super::config::Address;
 use crate::remote::{machine_roots, trusting};
+
+/// What this server calls itself.
+pub(super) const USER_AGENT: &str = concat!("tapio-server/", env!("CARGO_PKG_VERSION"));
+
+/// What carries a connection's bytes.
+pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// One request.
+pub(super) struct Post<'a> {
+    pub path: &'a str,
+    pub content_type: &'static str,
+    pub body: Bytes,
+    pub headers: &'a [(&'a str, &'a str)],
+    /// Size to which the answer's body is read; 0: its head says all.
+    pub answer_bytes_max: usize,
+}
+
+/// What a receiver answers.
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
 
 /// How to post, and as whom.
 pub(super) struct Client {
@@ -67,46 +95,64 @@ impl Client {
         Ok(Self { section, token_file, tls, machine_tls: OnceLock::new() })
     }
 
-    fn request(
-        &self,
-        address: &Address,
-        path: &str,
-        body: String,
-        headers: &[(&str, &str)],
-    ) -> Result<Request<String>, SinkError> {
+    fn request(&self, address: &Address, post: &Post<'_>) -> Result<Request<Body>, SinkError> {
         let mut request = Request::builder()
             .method(Method::POST)
-            .uri(path)
+            .uri(post.path)
             .header(header::HOST, &address.authority)
-            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONTENT_TYPE, post.content_type)
             .header(header::CONNECTION, "close")
-            .header(header::USER_AGENT, concat!("tapio-server/", env!("CARGO_PKG_VERSION")));
-        for (name, value) in headers {
+            .header(header::USER_AGENT, USER_AGENT);
+        for (name, value) in post.headers {
             request = request.header(*name, *value);
         }
-        if let Some(path) = &self.token_file {
-            let token = std::fs::read_to_string(path);
-            let token = token.map_err(|error| away(format_args!("{}.token_file: {error}", self.section)))?;
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.trim()));
+        if let Some(authorization) = self.authorization()? {
+            request = request.header(header::AUTHORIZATION, authorization);
         }
-        request.body(body).map_err(away)
+        request.body(Body::from(post.body.clone())).map_err(away)
     }
 
-    fn tls(&self) -> Result<Arc<ClientConfig>, SinkError> {
-        match &self.tls {
-            Some(files) => {
-                let mut config = (*files.current()).clone();
-                config.alpn_protocols = vec![b"http/1.1".to_vec()];
-                Ok(Arc::new(config))
+    /// Value of the header `authorization`, where there is a token.
+    pub fn authorization(&self) -> Result<Option<String>, SinkError> {
+        let Some(path) = &self.token_file else { return Ok(None) };
+        let token = std::fs::read_to_string(path);
+        let token = token.map_err(|error| away(format_args!("{}.token_file: {error}", self.section)))?;
+        Ok(Some(format!("Bearer {}", token.trim())))
+    }
+
+    /// TLS that speaks one protocol, by its ALPN name.
+    fn tls(&self, protocol: &[u8]) -> Result<Arc<ClientConfig>, SinkError> {
+        let config = match (&self.tls, self.machine_tls.get()) {
+            (Some(files), _) => files.current(),
+            (None, Some(config)) => Arc::clone(config),
+            (None, None) => {
+                let config = Arc::new(machine_tls().map_err(|error| self.tls_failed(&error))?);
+                Arc::clone(self.machine_tls.get_or_init(|| config))
             }
-            None => match self.machine_tls.get() {
-                Some(config) => Ok(Arc::clone(config)),
-                None => {
-                    let config = Arc::new(machine_tls().map_err(|error| self.tls_failed(&error))?);
-                    Ok(Arc::clone(self.machine_tls.get_or_init(|| config)))
-                }
-            },
+        };
+        let mut config = (*config).clone();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// Connects, over TLS to an `https://` address.
+    pub async fn connect(&self, address: &Address, protocol: &[u8]) -> Result<Box<dyn Wire>, SinkError> {
+        let stream = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(away)?;
+        stream.set_nodelay(true).map_err(away)?;
+        if !address.has_tls {
+            return Ok(Box::new(stream));
         }
+        let name = self.tls.as_ref().and_then(|tls| tls.files().server_name.clone());
+        let name = ServerName::try_from(name.unwrap_or_else(|| address.host.clone())).map_err(away)?;
+        let stream = TlsConnector::from(self.tls(protocol)?).connect(name, stream).await;
+        Ok(Box::new(stream.map_err(|error| self.tls_failed(&error))?))
+    }
+
+    /// Posts once. What the answer means is the caller's to say.
+    pub async fn send(&self, address: &Address, post: &Post<'_>) -> Result<Answer, SinkError> {
+        let request = self.request(address, post)?;
+        let stream = self.connect(address, b"http/1.1").await?;
+        exchange(stream, request, post.answer_bytes_max).await
     }
 
     fn tls_failed(&self, error: &dyn std::fmt::Display) -> SinkError {
@@ -121,17 +167,9 @@ impl Client {
         body: String,
         headers: &[(&str, &str)],
     ) -> Result<(), SinkError> {
-        let request = self.request(address, path, body, headers)?;
-        let stream = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(away)?;
-        stream.set_nodelay(true).map_err(away)?;
-        let status = if address.has_tls {
-            let name = self.tls.as_ref().and_then(|tls| tls.files().server_name.clone());
-            let name = ServerName::try_from(name.unwrap_or_else(|| address.host.clone())).map_err(away)?;
-            let stream = TlsConnector::from(self.tls()?).connect(name, stream).await;
-            exchange(stream.map_err(|error| self.tls_failed(&error))?, request).await?
-        } else {
-            exchange(stream, request).await?
-        };
+        let (content_type, body) = ("application/json", body.into());
+        let post = Post { path, content_type, body, headers, answer_bytes_max: 0 };
+        let status = self.send(address, &post).await?.status;
         match status {
             _ if status.is_success() => Ok(()),
             StatusCode::BAD_REQUEST
@@ -146,24 +184,27 @@ impl Client {
 
 /// Trusts the machine's CAs.
 fn machine_tls() -> Result<ClientConfig, String> {
-    let mut config = trusting(machine_roots()?).map_err(|error| error.to_string())?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+    trusting(machine_roots()?).map_err(|error| error.to_string())
 }
 
-fn away(error: impl std::fmt::Display) -> SinkError {
+pub(super) fn away(error: impl std::fmt::Display) -> SinkError {
     SinkError::Away(error.to_string())
 }
 
-/// Sends one request and reads the answer's head.
+/// Sends one request and reads the answer: its head, and its body to a limit.
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<String>,
-) -> Result<StatusCode, SinkError> {
+    request: Request<Body>,
+    body_bytes_max: usize,
+) -> Result<Answer, SinkError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(away)?;
     let answered = async {
-        let answer = sender.send_request(request).await.map_err(away)?;
-        Ok(answer.status())
+        let (head, body) = sender.send_request(request).await.map_err(away)?.into_parts();
+        let body = match body_bytes_max {
+            0 => Bytes::new(),
+            max => to_bytes(Body::new(body), max).await.map_err(away)?,
+        };
+        Ok(Answer { status: head.status, headers: head.headers, body })
     };
     // The connection ends with this: nothing runs on.
     let (mut answered, mut connection) = (Box::pin(answered), Box::pin(connection));

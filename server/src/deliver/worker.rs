@@ -19,6 +19,8 @@ use crate::cluster::Term;
 /// Shortest pause between two attempts of a sink that is away, or whose marks cannot be written.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// Longest pause that a receiver may ask for.
+const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// How often it is looked whether this server leads still, while nothing else happens.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a delivery that its receiver refuses is sent before it is given up.
@@ -141,11 +143,16 @@ impl<M: Marks> Worker<M> {
                     let due = if unanswered >= UNANSWERED_MAX { next + BACK_OFF_MAX } else { waiting.due };
                     standing.queue.put_back(Waiting { unanswered, due, ..waiting });
                 }
-                Outcome::Failed(error @ SinkError::Refused(_)) => {
+                Outcome::Failed(error @ SinkError::Busy { .. }) => {
+                    next = Instant::now() + error.pause().min(PAUSE_MAX);
+                    self.failed(&error);
+                    standing.queue.put_back(waiting);
+                }
+                Outcome::Failed(error @ (SinkError::Refused(_) | SinkError::Rejected(_))) => {
                     // It takes others meanwhile.
                     self.failed(&error);
                     let refusals = waiting.refusals + 1;
-                    if refusals >= REFUSALS_MAX {
+                    if refusals >= REFUSALS_MAX || matches!(error, SinkError::Rejected(_)) {
                         self.give_up(term, &waiting, &error, &mut standing.known).await?;
                     } else {
                         standing.queue.put_back(Waiting {
@@ -386,7 +393,7 @@ impl<M: Marks> Worker<M> {
         known: &mut HashMap<String, Known>,
     ) -> Result<(), MarksError> {
         let id = &waiting.finding.id;
-        tracing::error!(finding = id, sink = self.sink.name(), %error, "delivery abandoned after repeated refusals");
+        tracing::error!(finding = id, sink = self.sink.name(), %error, "delivery abandoned: its receiver refuses it");
         self.figures.refused.inc();
         let Some(mark) = known.get(id).map(|known| Mark { state: MarkState::Refused, ..known.mark.clone() }) else {
             return Ok(());

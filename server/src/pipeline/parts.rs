@@ -20,7 +20,7 @@ use crate::cluster::{Cluster, Leadership};
 use crate::config::Config;
 use crate::correlate::Correlator;
 use crate::deliver::{
-    Alertmanager, Chat, DeliverMetrics, Deliverer, Keeper, KubernetesEvents, MarksAt, Sink, Source, Webhook,
+    Alertmanager, Chat, DeliverMetrics, Deliverer, Keeper, KubernetesEvents, MarksAt, Otlp, Sink, Source, Webhook,
 };
 use crate::findings::FindingStore;
 use crate::http;
@@ -174,6 +174,9 @@ pub(super) fn start_deliverer(
     }
     if let Some(section) = &config.deliver.kubernetes_events {
         sinks.push(Box::new(KubernetesEvents::new(section, &server)));
+    }
+    if let Some(otlp) = &config.deliver.otlp {
+        sinks.push(Box::new(Otlp::new(otlp, &config.cluster.name, &server)?));
     }
     let source = Source { store: Arc::clone(store), leadership, link, silences: Arc::clone(&core.silences) };
     let deliverer = Deliverer::start(&source, sinks, &marks, &metrics).map_err(PipelineError::Deliver)?;
