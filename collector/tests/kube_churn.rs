@@ -3,7 +3,8 @@
 mod kube_api;
 
 use axum::body::Bytes;
-use kube_api::{Answer, Rig, ago, change, ended_pod, list, only_pods, pod};
+use kube_api::server::{Answer, ago, change, list};
+use kube_api::{Rig, ended_pod, only_pods, pod};
 use tapio_collector::intake::identity::directory::{CONTAINERS_MAX, PODS_MAX};
 use tapio_wire::program::process;
 use tokio::sync::mpsc;

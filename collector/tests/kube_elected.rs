@@ -1,44 +1,18 @@
 //! The election among collectors, and what the elected one reports of the cluster.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::kube_api::{Answer, Api, Asked, LIMIT, Rig, ago, change, ended_pod, list, pod};
+use crate::kube_api::server::{Answer, Api, Asked, LeaseStore, ago, change, list};
+use crate::kube_api::{LIMIT, Rig, ended_pod, pod};
 use axum::http::Method;
 use serde_json::{Value, json};
 use tapio_collector::source::kube::PERMISSIONS;
 use tapio_collector::source::kube::client::Access;
 use tapio_collector::source::kube::lease::{Election, Pace};
 use tokio::sync::watch;
-
-/// A Lease as an API server keeps it: a write must name the version that it replaces.
-#[derive(Default)]
-struct LeaseStore {
-    lease: Mutex<Option<Value>>,
-}
-
-impl LeaseStore {
-    fn answer(&self, asked: &Asked) -> Answer {
-        let mut lease = self.lease.lock().expect("no panic");
-        let version =
-            |lease: &Value| lease["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse::<u64>().ok());
-        let held = lease.as_ref().and_then(version);
-        match (&asked.method, held) {
-            (&Method::GET, None) => Answer::Refused(404, None),
-            (&Method::GET, Some(_)) => Answer::Json(lease.clone().expect("held")),
-            (&Method::POST, Some(_)) => Answer::Refused(409, None),
-            (&Method::PUT, Some(_)) if version(&asked.body) != held => Answer::Refused(409, None),
-            _ => {
-                let mut next = asked.body.clone();
-                next["metadata"]["resourceVersion"] = json!((held.unwrap_or(0) + 1).to_string());
-                *lease = Some(next.clone());
-                Answer::Json(next)
-            }
-        }
-    }
-}
 
 /// An API server with a Lease that is free, and the rest as the test wants.
 pub fn elected(mut script: impl FnMut(&Asked) -> Answer + Send + 'static) -> Api {

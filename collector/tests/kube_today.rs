@@ -6,41 +6,11 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::kube_api::{Answer, Rig, ago, change, container_id, list, only_pods, pod};
+use crate::kube_api::server::{Answer, ago, change, checked, list};
+use crate::kube_api::{Rig, container_id, only_pods, pod};
 use tapio_collector::settings::config::K8sSection;
-
-/// The object, which must have nothing that its type in the newest API does not know.
-fn checked<T: DeserializeOwned + Serialize>(object: Value) -> Value {
-    let typed: T = serde_json::from_value(object.clone()).expect("an object of the API");
-    let written = serde_json::to_value(typed).expect("written");
-    assert_known(&object, &written, "");
-    object
-}
-
-/// The types leave out what they do not know, and add what every object says of itself.
-fn assert_known(object: &Value, written: &Value, path: &str) {
-    match (object, written) {
-        (Value::Object(fields), Value::Object(_)) => {
-            for (name, value) in fields {
-                assert_known(value, &written[name], &format!("{path}.{name}"));
-            }
-        }
-        (Value::Array(items), Value::Array(known)) if items.len() == known.len() => {
-            for (item, known) in items.iter().zip(known) {
-                assert_known(item, known, path);
-            }
-        }
-        // Times are written to the second.
-        (Value::String(text), Value::String(known)) if known.ends_with('Z') && text.ends_with('Z') => {
-            assert_eq!(text.get(..19), known.get(..19), "{path}");
-        }
-        _ => assert_eq!(object, written, "the API does not know {path}"),
-    }
-}
 
 /// A pod as Kubernetes 1.36 and newer describe it. It has a sidecar, its own resources, a user namespace and an image
 /// as a volume. It also has rules for restarts and resizes, a stop signal, and an ephemeral container.

@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::kube_api::{
-    Answer, LIMIT, Rig, ago, bookmark, change, container_id, ended_pod, error, list, only_pods, pod,
-};
+use crate::kube_api::server::{Answer, ago, change, list};
+use crate::kube_api::{LIMIT, Rig, bookmark, container_id, ended_pod, error, only_pods, pod};
 use serde_json::json;
 use tapio_collector::settings::config::K8sSection;
 

@@ -3,19 +3,13 @@
 
 #![allow(dead_code, reason = "every test program uses its part of this module")]
 
+pub mod server;
+
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::fs;
-use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::State;
-use axum::http::{Method, Request, StatusCode};
-use axum::response::Response;
 use serde_json::{Value, json};
 use tapio_collector::intake::Intake;
 use tapio_collector::intake::identity::Identity;
@@ -25,146 +19,17 @@ use tapio_collector::outbox::queue::{OpenLanes, Queues};
 use tapio_collector::settings::config::{Config, K8sSection};
 use tapio_collector::source::kube::{KubeSource, KubeState};
 use tapio_wire::event::{Body as Frame, Detail, Event, Name, Source};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
+
+use self::server::{Answer, Api, Asked, ago, change};
 
 /// How long anything may take.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
-/// A request as the API server sees it.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    pub at: Instant,
-    pub method: Method,
-    pub path: String,
-    pub query: HashMap<String, String>,
-    pub authorization: String,
-    pub accept: String,
-    pub body: Value,
-}
-
-impl Asked {
-    pub fn is_watch(&self) -> bool {
-        self.query.contains_key("watch")
-    }
-
-    pub fn version(&self) -> &str {
-        self.query.get("resourceVersion").map_or("", String::as_str)
-    }
-}
-
-/// What it answers.
-pub enum Answer {
-    Json(Value),
-    /// A status with no body, and `Retry-After` in seconds.
-    Refused(u16, Option<u64>),
-    /// Lines of a watch that then ends.
-    Lines(Vec<Value>),
-    /// Lines of a watch as they come; it ends with its sender.
-    Live(mpsc::UnboundedReceiver<Bytes>),
-    /// A watch on which nothing happens.
-    Silent,
-}
-
-type Script = Box<dyn FnMut(&Asked) -> Answer + Send>;
-
-struct Shop {
-    script: Mutex<Script>,
-    asked: Mutex<Vec<Asked>>,
-}
-
-/// The API server.
-pub struct Api {
-    shop: Arc<Shop>,
-    pub folder: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
-}
-
 impl Api {
-    /// Answers by `script`; what that was asked is written down.
-    pub fn start(script: impl FnMut(&Asked) -> Answer + Send + 'static) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-        let shop = Arc::new(Shop { script: Mutex::new(Box::new(script)), asked: Mutex::default() });
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&shop));
-        runtime.spawn(async move { axum::serve(listener, router).await });
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join("token"), "first").expect("written");
-        let kubeconfig = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": format!("http://{address}")}}],
-            "users": [{"name": "test", "user": {"tokenFile": folder.path().join("token")}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "tapio-system"}}],
-        });
-        fs::write(folder.path().join("kubeconfig"), kubeconfig.to_string()).expect("written");
-        Self { shop, folder, runtime }
-    }
-
     pub fn section(&self) -> K8sSection {
         K8sSection { in_cluster: false, kubeconfig: Some(self.kubeconfig()), ..K8sSection::default() }
     }
-
-    fn kubeconfig(&self) -> PathBuf {
-        self.folder.path().join("kubeconfig")
-    }
-
-    pub fn rotate_token(&self, token: &str) {
-        fs::write(self.folder.path().join("token"), token).expect("written");
-    }
-
-    /// Requests so far whose path ends so.
-    pub fn asked(&self, path_end: &str) -> Vec<Asked> {
-        let asked = self.shop.asked.lock().expect("no panic");
-        asked.iter().filter(|asked| asked.path.ends_with(path_end)).cloned().collect()
-    }
-
-    pub fn runtime(&self) -> &tokio::runtime::Runtime {
-        &self.runtime
-    }
-}
-
-async fn answer(State(shop): State<Arc<Shop>>, request: Request<Body>) -> Response {
-    let (parts, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap_or_default();
-    let header =
-        |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-    let query = parts.uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-    let asked = Asked {
-        at: Instant::now(),
-        method: parts.method.clone(),
-        path: parts.uri.path().to_owned(),
-        query: query.map(|(key, value)| (key.to_owned(), value.replace("%3D", "="))).collect(),
-        authorization: header("authorization"),
-        accept: header("accept"),
-        body: serde_json::from_slice(&body).unwrap_or(Value::Null),
-    };
-    shop.asked.lock().expect("no panic").push(asked.clone());
-    let answer = (shop.script.lock().expect("no panic"))(&asked);
-    let response = Response::builder().header("content-type", "application/json");
-    let response = match answer {
-        Answer::Json(value) => response.status(StatusCode::OK).body(Body::from(value.to_string())),
-        Answer::Refused(status, retry_after) => {
-            let response = response.status(status);
-            let response = match retry_after {
-                Some(seconds) => response.header("retry-after", seconds),
-                None => response,
-            };
-            let text = json!({"kind": "Status", "code": status, "status": "Failure", "reason": reason_of(status), "message": "refused"});
-            response.body(Body::from(text.to_string()))
-        }
-        Answer::Lines(lines) => {
-            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-            response.body(Body::from(text))
-        }
-        Answer::Live(lines) => {
-            let lines = tokio_stream::wrappers::UnboundedReceiverStream::new(lines);
-            use futures::StreamExt;
-            response.body(Body::from_stream(lines.map(Ok::<_, Infallible>)))
-        }
-        Answer::Silent => response.body(Body::from_stream(futures::stream::pending::<Result<Bytes, Infallible>>())),
-    };
-    response.expect("a response")
 }
 
 /// The real source, with queues that the test empties.
@@ -197,10 +62,10 @@ impl Rig {
         let directory = Arc::clone(&context.directory);
         let state = Arc::new(KubeState::default());
         let opened = KubeSource::open(section, node, Arc::clone(&directory), Arc::clone(&state));
-        let source = api.runtime.block_on(opened).expect("a kubeconfig");
+        let source = api.runtime().block_on(opened).expect("a kubeconfig");
         let intake = Intake::new(context.clone(), Source::Kube, Identity::new(Vec::new()));
         let (stop, stopped) = watch::channel(false);
-        let runtime = api.runtime.handle().clone();
+        let runtime = api.runtime().handle().clone();
         let thread = std::thread::spawn(move || runtime.block_on(source.run(intake, stopped)));
         Self {
             context,
@@ -357,23 +222,8 @@ fn text(body: &Frame, event: &Event, names: &HashMap<u64, String>) -> String {
     }
 }
 
-fn reason_of(status: u16) -> &'static str {
-    match status {
-        404 => "NotFound",
-        409 => "Conflict",
-        410 => "Expired",
-        _ => "",
-    }
-}
-
 /// When every pod of these tests started.
 static STARTED: LazyLock<String> = LazyLock::new(|| ago(30));
-
-/// Returns the moment this many seconds ago, as the API writes it.
-pub fn ago(seconds: i64) -> String {
-    let now = k8s_openapi::jiff::Timestamp::now();
-    (now - k8s_openapi::jiff::SignedDuration::from_secs(seconds)).to_string()
-}
 
 /// The id of a container, by a number.
 pub fn container_id(number: u64) -> String {
@@ -412,14 +262,6 @@ pub fn ended_pod(number: u64, version: u64, reason: &str, exit_code: i32, finish
         "containerID": container_id(number),
     }});
     pod
-}
-
-pub fn list(version: u64, items: Vec<Value>) -> Answer {
-    Answer::Json(json!({"kind": "List", "metadata": {"resourceVersion": version.to_string()}, "items": items}))
-}
-
-pub fn change(kind: &str, object: Value) -> Value {
-    json!({"type": kind, "object": object})
 }
 
 pub fn bookmark(version: u64) -> Value {
