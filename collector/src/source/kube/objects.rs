@@ -58,6 +58,8 @@ object! {
         init_containers: Vec<Container>,
         ephemeral_containers: Vec<Container>,
         volumes: Vec<Volume>,
+        /// Since Kubernetes 1.26: what must be taken away before it is scheduled.
+        scheduling_gates: Vec<Named>,
         node_name: String,
         scheduler_name: String,
         host_network: bool,

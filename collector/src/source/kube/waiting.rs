@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::claims::{KnownClaims, claims_of};
 use super::client::Resource;
-use super::objects::{Pod, unix_ns};
+use super::objects::{Condition, Pod, unix_ns};
 use super::pods::{AGAIN, is_system, owner_of, subject_of};
 use super::report::{Subject, WatchReport};
 use super::stuck::{self, Lasting};
@@ -78,6 +78,15 @@ impl Seen {
     }
 }
 
+/// What the condition says, and the names of the pod's scheduling gates, which it leaves out.
+fn message_of(pod: &Pod, why: &Condition) -> String {
+    let gates: Vec<&str> = pod.spec.scheduling_gates.iter().map(|gate| &*gate.name).collect();
+    match gates.is_empty() {
+        true => why.message.clone(),
+        false => format!("{}: {}", why.message, gates.join(", ")),
+    }
+}
+
 impl Follower for Waiting {
     type Object = Pod;
     type Kept = Seen;
@@ -112,11 +121,12 @@ impl Follower for Waiting {
             (Some(_), _) => {}
         }
         if let Some(why) = scheduled.filter(|condition| condition.status == "False") {
-            let print = digest(&(&why.reason, &why.message)).max(1);
+            let message = message_of(pod, why);
+            let print = digest(&(&why.reason, &message)).max(1);
             if seen.print != print {
                 seen.print = print;
-                seen.reported = Some((why.reason.clone(), why.message.clone(), Instant::now()));
-                reports.push(seen.event(&why.reason, &why.message, false));
+                reports.push(seen.event(&why.reason, &message, false));
+                seen.reported = Some((why.reason.clone(), message, Instant::now()));
             }
         }
         self.look(Instant::now(), &mut seen, reports);
