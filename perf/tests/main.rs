@@ -26,6 +26,7 @@ mod kube_truth;
 mod lab;
 mod monitoring;
 mod network_faults;
+mod recorded;
 mod records;
 mod reference;
 mod server_disk;

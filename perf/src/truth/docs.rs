@@ -54,13 +54,16 @@ struct Tried {
     scenarios: Vec<&'static str>,
     /// Tests on a real Kubernetes node.
     on_a_node: Vec<String>,
+    /// Tests by recorded objects of the newest API.
+    by_objects: Vec<String>,
     /// Tests by events, through all patterns.
     by_events: Vec<String>,
 }
 
 impl Tried {
     fn is_untried(&self) -> bool {
-        self.scenarios.is_empty() && self.on_a_node.is_empty() && self.by_events.is_empty()
+        self.scenarios.is_empty()
+            && [&self.on_a_node, &self.by_objects, &self.by_events].iter().all(|tests| tests.is_empty())
     }
 }
 
@@ -89,8 +92,9 @@ fn patterns(root: &Path, scenarios: &[&'static Scenario]) -> Result<Vec<Tried>, 
         };
         files.map(text_of).collect()
     };
-    let (by_events, on_a_node) =
-        (texts(&root.join("server/tests"), "correlate_")?, texts(&root.join("perf/tests"), "kube")?);
+    let by_events = texts(&root.join("server/tests"), "correlate_")?;
+    let (on_a_node, by_objects) =
+        (texts(&root.join("perf/tests"), "kube")?, texts(&root.join("perf/tests"), "recorded")?);
     let naming = |files: &[(String, String)], pattern: &str| {
         let quoted = format!("\"{pattern}\"");
         files.iter().filter(|(_, text)| text.contains(&quoted)).map(|(name, _)| name.clone()).collect()
@@ -98,6 +102,7 @@ fn patterns(root: &Path, scenarios: &[&'static Scenario]) -> Result<Vec<Tried>, 
     let tried = |pattern: String| Tried {
         scenarios: scenarios.iter().filter(|one| one.right.contains(&&*pattern)).map(|one| one.name).collect(),
         on_a_node: naming(&on_a_node, &pattern),
+        by_objects: naming(&by_objects, &pattern),
         by_events: naming(&by_events, &pattern),
         pattern,
     };
@@ -105,10 +110,13 @@ fn patterns(root: &Path, scenarios: &[&'static Scenario]) -> Result<Vec<Tried>, 
 }
 
 fn tries(tried: &[Tried]) -> String {
-    let mut text = String::from("| pattern | caused here | on a Kubernetes node | by events |\n|---|---|---|---|\n");
+    let mut text = String::from(
+        "| pattern | caused here | on a Kubernetes node | by recorded objects | by events |\n|---|---|---|---|---|\n",
+    );
     for one in tried {
-        let (here, node, events) = (one.scenarios.join(", "), one.on_a_node.join(", "), one.by_events.join(", "));
-        let _ = writeln!(text, "| {} | {here} | {node} | {events} |", one.pattern);
+        let [node, objects, events] = [&one.on_a_node, &one.by_objects, &one.by_events].map(|tests| tests.join(", "));
+        let here = one.scenarios.join(", ");
+        let _ = writeln!(text, "| {} | {here} | {node} | {objects} | {events} |", one.pattern);
     }
     text
 }
