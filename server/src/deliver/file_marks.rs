@@ -130,7 +130,8 @@ mod tests {
     use super::*;
 
     fn mark(revision: u32, state: MarkState) -> Mark {
-        Mark { revision, content: "c".into(), term: 1, state, withdrawn: false, at: 5, notes: vec!["n".into()] }
+        let (content, notes, reason) = ("c".into(), vec!["n".into()], String::new());
+        Mark { revision, content, term: 1, state, withdrawn: false, at: 5, notes, reason }
     }
 
     #[tokio::test]

@@ -45,13 +45,24 @@ pub struct Mark {
     /// The notes ([`super::Sink::note`]) that the receiver may have, the latest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Why the receiver refused it; empty also in marks of versions that kept no reason.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 impl Mark {
     /// Stands for one that nobody can read.
     pub fn unreadable() -> Self {
-        let (content, notes) = (String::new(), Vec::new());
-        Self { revision: 0, content, term: 0, state: MarkState::Intent, withdrawn: false, at: 0, notes }
+        Self {
+            revision: 0,
+            content: String::new(),
+            term: 0,
+            state: MarkState::Intent,
+            withdrawn: false,
+            at: 0,
+            notes: Vec::new(),
+            reason: String::new(),
+        }
     }
 
     /// Whether nothing is left to do for a version with this content.
@@ -126,6 +137,17 @@ mod tests {
         let long = |letter: &str| letter.repeat(900);
         assert_eq!(noted(&[long("a"), long("b")], Some(&long("c"))), [long("b"), long("c")]);
         assert!(noted(&[], Some(&"x".repeat(NOTES_BYTES_MAX + 1))).is_empty());
+    }
+
+    #[test]
+    fn marks_of_versions_that_kept_no_reason_are_read() {
+        let old = r#"{"revision":3,"content":"c","term":2,"state":"refused","withdrawn":false,"at":5}"#;
+        let mark: Mark = serde_json::from_str(old).expect("an old mark");
+        assert_eq!((mark.revision, mark.state, mark.reason.as_str()), (3, MarkState::Refused, ""));
+        assert_eq!(serde_json::to_string(&mark).expect("written"), old, "no key without need");
+        let refused = Mark { reason: "HTTP 400".into(), ..mark };
+        let text = serde_json::to_string(&refused).expect("written");
+        assert_eq!(serde_json::from_str::<Mark>(&text).expect("read"), refused);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use tapio_wire::service::Finding;
+use tapio_wire::service::{DeliveryItem, Finding};
 use tokio::time::Instant;
+
+use super::figures::queued;
 
 /// A delivery that nobody answered so often lets others go first.
 pub const UNANSWERED_MAX: u32 = 5;
@@ -77,6 +79,11 @@ impl Queue {
     /// When the next one is due.
     pub fn next_due(&self) -> Option<Instant> {
         self.waiting.values().map(|waiting| waiting.due).min()
+    }
+
+    /// The first ones, for the status.
+    pub fn first(&self, max: usize) -> Vec<DeliveryItem> {
+        self.waiting.keys().take(max).map(|(published_ns, id)| queued(id, *published_ns)).collect()
     }
 
     pub fn len(&self) -> usize {

@@ -9,7 +9,7 @@ use tapio_wire::service::Finding;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::figures::Figures;
+use super::figures::{Figures, NAMED_MAX, queued, reason};
 use super::marks::{Known, Mark, MarkState, Marks, MarksError, content, noted, now_seconds};
 use super::queue::{Queue, UNANSWERED_MAX, Waiting};
 use super::standing::{Changes, Standing};
@@ -80,8 +80,7 @@ impl<M: Marks> Worker<M> {
                 // The term is over.
                 Ok(()) => {
                     failures = 0;
-                    self.figures.waiting.set(0);
-                    self.figures.set_trouble(None);
+                    self.figures.ended();
                 }
                 Err(error) => {
                     failures += 1;
@@ -110,6 +109,7 @@ impl<M: Marks> Worker<M> {
             repeat_at: Instant::now(),
             silences: None,
         };
+        self.figures.knows(&standing.known);
         self.find_gone(&mut standing);
         let (mut failures, mut next) = (0, Instant::now());
         while self.can_deliver(term).await {
@@ -131,13 +131,13 @@ impl<M: Marks> Worker<M> {
             match self.deliver(term, &waiting, &mut changes, &mut standing).await? {
                 Outcome::Settled => {
                     failures = 0;
-                    self.figures.waiting.set(standing.queue.len() as i64);
+                    self.show(&standing, None);
                 }
                 Outcome::Open => standing.queue.put_back(waiting),
                 Outcome::Failed(error @ SinkError::Away(_)) => {
                     failures += 1;
                     next = Instant::now() + back_off(failures);
-                    self.failed(&error);
+                    self.failed(&waiting, &standing, &error);
                     let unanswered = waiting.unanswered + 1;
                     // The receiver may stumble over just this one: others are tried before it comes again.
                     let due = if unanswered >= UNANSWERED_MAX { next + BACK_OFF_MAX } else { waiting.due };
@@ -145,12 +145,12 @@ impl<M: Marks> Worker<M> {
                 }
                 Outcome::Failed(error @ SinkError::Busy { .. }) => {
                     next = Instant::now() + error.pause().min(PAUSE_MAX);
-                    self.failed(&error);
+                    self.failed(&waiting, &standing, &error);
                     standing.queue.put_back(waiting);
                 }
                 Outcome::Failed(error @ (SinkError::Refused(_) | SinkError::Rejected(_))) => {
                     // It takes others meanwhile.
-                    self.failed(&error);
+                    self.failed(&waiting, &standing, &error);
                     let refusals = waiting.refusals + 1;
                     if refusals >= REFUSALS_MAX || matches!(error, SinkError::Rejected(_)) {
                         self.give_up(term, &waiting, &error, &mut standing.known).await?;
@@ -167,9 +167,18 @@ impl<M: Marks> Worker<M> {
         Ok(())
     }
 
-    fn failed(&self, error: &SinkError) {
-        self.figures.failed.inc();
-        self.figures.set_trouble(Some(error.to_string()));
+    fn failed(&self, waiting: &Waiting, standing: &Standing, error: &SinkError) {
+        let id = &waiting.finding.id;
+        let revision = standing.known.get(id).map_or(0, |known| known.mark.revision);
+        self.figures.failed(id, revision, &error.to_string());
+    }
+
+    /// Shows what waits. The one in hand waits too.
+    fn show(&self, standing: &Standing, in_hand: Option<&Finding>) {
+        let in_hand = in_hand.map(|finding| queued(&finding.id, finding.published_ns));
+        let count = standing.queue.len() + usize::from(in_hand.is_some());
+        let first = in_hand.into_iter().chain(standing.queue.first(NAMED_MAX)).take(NAMED_MAX);
+        self.figures.set_queued(count, first.collect());
     }
 
     /// Waits until this server knows what all servers say. False when the term is over before.
@@ -224,7 +233,7 @@ impl<M: Marks> Worker<M> {
                 standing.queue.remove(&finding.id);
             }
         }
-        self.figures.waiting.set(standing.queue.len() as i64);
+        self.show(standing, None);
     }
 
     fn is_recent(&self, finding: &Finding, news_since: u64) -> bool {
@@ -305,6 +314,7 @@ impl<M: Marks> Worker<M> {
             state: MarkState::Intent,
             withdrawn: finding.withdrawn,
             at: now_seconds(),
+            reason: String::new(),
         };
         let is_written = is_repeat && before.is_some_and(|mark| mark.term == intent.term);
         if !is_written && !self.write(&finding.id, &intent, &mut standing.known).await? {
@@ -328,7 +338,7 @@ impl<M: Marks> Worker<M> {
         if let Err(error) = self.attempt(&delivery, allowed, changes, standing).await {
             return Ok(Outcome::Failed(error));
         }
-        self.figures.delivered(is_repeat);
+        self.figures.delivered(&finding.id, is_repeat);
         let notes = note.filter(|_| !finding.withdrawn).into_iter().collect();
         let confirmed = Mark { state: MarkState::Confirmed, notes, ..intent };
         self.close(term, &finding.id, &confirmed, &mut standing.known).await?;
@@ -352,8 +362,7 @@ impl<M: Marks> Worker<M> {
                 received = changes.recv() => {
                     standing.hear(received);
                     self.look(changes, standing);
-                    // The one in hand waits too.
-                    self.figures.waiting.inc();
+                    self.show(standing, Some(&delivery.finding));
                 }
             }
         }
@@ -395,9 +404,10 @@ impl<M: Marks> Worker<M> {
         let id = &waiting.finding.id;
         tracing::error!(finding = id, sink = self.sink.name(), %error, "delivery abandoned: its receiver refuses it");
         self.figures.refused.inc();
-        let Some(mark) = known.get(id).map(|known| Mark { state: MarkState::Refused, ..known.mark.clone() }) else {
-            return Ok(());
-        };
+        let Some(Known { mark, .. }) = known.get(id) else { return Ok(()) };
+        let reason = reason(&error.to_string());
+        let mark = Mark { state: MarkState::Refused, at: now_seconds(), reason, ..mark.clone() };
+        self.figures.gave_up(id, &mark);
         self.close(term, id, &mark, known).await
     }
 

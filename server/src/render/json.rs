@@ -3,10 +3,11 @@
 use serde_json::{Value, json};
 use tapio_wire::program::units::human_bytes;
 use tapio_wire::service::{
-    Death, DeliveryStatus, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, RemoteRead, ServerStatus,
-    Silence, SourceLedger, StatusResponse, Unanswered,
+    Death, EntityRef, EpochStatus, Event, Evidence, Finding, NodeStatus, RemoteRead, ServerStatus, Silence,
+    SourceLedger, StatusResponse, Unanswered,
 };
 
+use super::deliveries::delivery;
 use super::time::rfc3339;
 
 fn entity(entity: Option<&EntityRef>) -> Value {
@@ -182,21 +183,6 @@ fn node(node: &NodeStatus) -> Value {
         "server": node.server,
         "off": node.off.iter().map(|off| json!({"source": off.source, "reason": off.reason})).collect::<Vec<_>>(),
         "epochs": node.epochs.iter().map(epoch).collect::<Vec<_>>(),
-    })
-}
-
-fn delivery(delivery: &DeliveryStatus) -> Value {
-    json!({
-        "sink": delivery.sink,
-        "server": delivery.server,
-        "delivered": delivery.delivered,
-        "repeated": delivery.repeated,
-        "failed": delivery.failed,
-        "refused": delivery.refused,
-        "lost": delivery.lost,
-        "waiting": delivery.waiting,
-        "trouble": delivery.trouble,
-        "delivered_at": (delivery.delivered_ns > 0).then(|| rfc3339(delivery.delivered_ns)),
     })
 }
 

@@ -3,6 +3,7 @@
 //! What enters: messages of the query service, whose texts come from nodes and may be hostile. What leaves: text. What must
 //! hold: no control character of a message reaches a terminal; JSON is one object a line.
 
+mod deliveries;
 mod event;
 mod finding;
 mod json;
@@ -11,6 +12,7 @@ mod silence;
 mod status;
 mod time;
 
+pub use deliveries::{deliveries, deliveries_values};
 pub use event::{Fields, event_fields, event_row, event_text};
 pub use finding::{
     causes, certificate_rows, finding, is_state, list_header, list_row, loss, offset, percent, pod, span, withdrawal,

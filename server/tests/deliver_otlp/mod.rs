@@ -1,6 +1,7 @@
 //! Findings as log records of OTLP, at receivers that decode what was sent: one speaks gRPC, the other HTTP.
 
 mod receiver;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::path::Path;

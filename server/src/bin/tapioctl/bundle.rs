@@ -408,7 +408,7 @@ mod tests {
             ],
             "status": {
                 "nodes": [{"node": "mark-17", "off": [{"source": "k8s", "reason": "no route to mark"}]}],
-                "deliveries": [{"trouble": "mark.example.com"}],
+                "deliveries": [{"trouble": "mark.example.com", "given_up": [{"reason": "mark.example.com says no"}]}],
                 "incomplete": [{"server": "tapio-mark-1", "nodes": ["mark-17"]}],
             },
         })

@@ -88,6 +88,8 @@ enum Command {
     Ledger(ledger::Arguments),
     /// Show the server, its nodes and whether the ledger closes
     Status,
+    /// Show of each sink what waits, what failed last and why, and what was given up
+    Deliveries,
     /// Say of which findings nobody is notified for a while
     #[command(subcommand)]
     Silence(silence::Command),
@@ -207,6 +209,15 @@ async fn run(arguments: Arguments, server: &ServerAt, forward: Option<Forward>) 
             let mut client = server::connect(server, true).await?;
             let status = server::status(&mut client, server).await?;
             print(&format.one(&render::status_value(&status)).unwrap_or_else(|| render::status(style, &status)))
+        }
+        Command::Deliveries => {
+            let mut client = server::connect(server, true).await?;
+            let status = server::status(&mut client, server).await?;
+            if format.is_table() {
+                return print(&render::deliveries(style, &status));
+            }
+            let sinks = render::deliveries_values(&status);
+            print(&sinks.iter().filter_map(|sink| format.one(sink)).collect::<String>())
         }
         Command::Silence(command) => silence::run(server, printing, command).await,
         Command::Ack(arguments) => silence::acknowledge(server, printing, arguments).await,
