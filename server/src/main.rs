@@ -200,7 +200,9 @@ fn is_coloured() -> bool {
 fn start_logging(config: &Config) {
     // The audit log is written whatever the level.
     let audit = if config.logging.audit { ",audit=info" } else { ",audit=off" };
-    let filter = EnvFilter::new(format!("{}{audit}", config.logging.level));
+    // The client's words on a connection that fails come with every attempt. The server says itself what is wrong, more seldom.
+    let client = if config.logging.level.contains("async_nats") { "" } else { ",async_nats::connector=off" };
+    let filter = EnvFilter::new(format!("{}{audit}{client}", config.logging.level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(is_coloured())

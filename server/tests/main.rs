@@ -17,6 +17,7 @@ mod archive_support;
 mod auth;
 mod cluster_deliver;
 mod cluster_faults;
+mod cluster_foreign;
 mod cluster_kept;
 mod cluster_killed;
 mod cluster_leader;

@@ -23,7 +23,9 @@ fn offered(server: &str, words: &[&str]) -> Vec<String> {
     let ran = bash.output().expect("bash runs");
     let printed = String::from_utf8(ran.stdout).expect("UTF-8");
     assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
-    printed.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
+    let names = printed.lines().map(|line| line.trim().to_owned());
+    // Options are offered beside them.
+    names.filter(|line| !line.is_empty() && !line.starts_with('-')).collect()
 }
 
 #[test]

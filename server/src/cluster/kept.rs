@@ -1,7 +1,8 @@
 //! Findings that outlive the servers' log.
 //!
 //! What enters: the stream in which the leader keeps the last version of each finding. What leaves: what is older than the log, also
-//! where the leader writes it later, into a stream that was lost. What must hold: what the log itself still says is found by reading it, and never taken from here.
+//! where the leader writes it later, into a stream that was lost. What must hold: what the log itself still says is found by reading
+//! it, and never taken from here.
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tapio_wire::service::Finding;
 
 use super::log::{self, LogError};
 use super::reader::Position;
+use crate::findings::journal;
 
 /// How long the next kept finding may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,7 +56,8 @@ impl Kept {
         loop {
             let message = log::next_within(&mut messages, READ_TIMEOUT).await.map_err(|error| failed(&error))?;
             let seq = message.info().map_err(|error| failed(&error))?.stream_sequence;
-            if let Ok(finding) = Finding::decode(message.payload.clone()) {
+            // Bytes that are no finding, such as none at all, may decode as one.
+            if let Some(finding) = Finding::decode(message.payload.clone()).ok().filter(journal::is_sound) {
                 take(finding);
             }
             self.position = Some(Position { created_ns, seq });

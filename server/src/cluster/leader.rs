@@ -428,8 +428,10 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> LogError {
     LogError::JetStream { what: "the lease of the leader", error: error.to_string() }
 }
 
+/// The lease of an entry. One whose numbers no servers get to in their lives is damaged, and nobody's.
 fn decode(value: &[u8]) -> Option<Lease> {
-    serde_json::from_slice(value).ok()
+    let lease: Lease = serde_json::from_slice(value).ok()?;
+    (lease.term.max(lease.renewal) < u64::MAX / 2).then_some(lease)
 }
 
 /// The lease as it is in the bucket, and its place; also one that was deleted or that nobody can read.

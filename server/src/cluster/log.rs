@@ -15,9 +15,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
-use async_nats::jetstream::context::{Context, ContextBuilder};
+use async_nats::jetstream::context::{Context, ContextBuilder, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::stream::{self, DiscardPolicy, Source, StorageType, Stream};
 use async_nats::{Auth, AuthError, ConnectOptions};
@@ -57,6 +58,15 @@ pub enum LogError {
         "JetStream: {what}: {error}; is JetStream on, has it room for cluster.max_bytes and 768 MiB, may this user use it?"
     )]
     JetStream { what: &'static str, error: String },
+    #[error(
+        "the stream {stream} in NATS is not Tapio's, it has the subjects {subjects}: set another cluster.name, or remove that stream"
+    )]
+    Foreign { stream: String, subjects: String },
+}
+
+/// Whether there is no stream of that name.
+fn is_absent(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(refused) if refused.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 fn jetstream(what: &'static str) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> LogError {
@@ -185,10 +195,27 @@ impl Log {
         let facts = stream::Config { subjects: Vec::new(), ..facts };
         let name = log.name.clone();
         let failed = |error: async_nats::jetstream::context::CreateStreamError| error.into();
+        self.refuse_foreign(&log, "the log").await?;
+        self.refuse_foreign(&facts, "the facts").await?;
         self.context.create_or_update_stream(log).await.map_err(failed).map_err(jetstream("the log"))?;
         self.context.create_or_update_stream(facts).await.map_err(failed).map_err(jetstream("the facts"))?;
         let found = self.context.get_stream(name).await;
         found.map_err(|error| jetstream("the log")(error.into()))
+    }
+
+    /// Refuses to make somebody else's stream, which has the name of one of Tapio's, into that.
+    async fn refuse_foreign(&self, wanted: &stream::Config, what: &'static str) -> Result<(), LogError> {
+        let found = match self.context.get_stream(&wanted.name).await {
+            Ok(found) => found,
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(jetstream(what)(error.into())),
+        };
+        let subjects = &found.cached_info().config.subjects;
+        let own = format!("tapio.{}.", self.names.cluster);
+        match subjects.iter().all(|subject| wanted.subjects.contains(subject) || subject.starts_with(&own)) {
+            true => Ok(()),
+            false => Err(LogError::Foreign { stream: wanted.name.clone(), subjects: subjects.join(", ") }),
+        }
     }
 
     /// Makes a key-value bucket what it is to be.
@@ -214,6 +241,7 @@ impl Log {
             allow_direct: true,
             ..stream::Config::default()
         };
+        self.refuse_foreign(&config, "a bucket").await?;
         let made = self.context.create_or_update_stream(config).await;
         made.map_err(|error| jetstream("a bucket")(error.into()))?;
         self.context.get_key_value(name).await.map_err(|error| jetstream("a bucket")(error.into()))
@@ -237,6 +265,7 @@ impl Log {
             description: Some("Tapio: the last version of each finding".into()),
             ..stream::Config::default()
         };
+        self.refuse_foreign(&config, "the findings").await?;
         let made = self.context.create_or_update_stream(config).await;
         made.map_err(|error| jetstream("the findings")(error.into()))?;
         let found = self.context.get_stream(self.names.stream("FINDINGS")).await;

@@ -5,6 +5,7 @@
 //! last. A finding that was taken over by another is still found by its old id, and watchers are notified. `published_ns` rises
 //! with every publication, so a watcher knows what it has missed.
 
+mod states;
 mod table;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 use tapio_wire::service::Finding;
 use tokio::sync::broadcast;
 
-use super::restored::{death_key, is_of_part, says_less};
+use super::restored::{death_key, says_less};
 use table::Table;
 
 /// Changes that a watcher may be behind before it has to catch up by listing.
@@ -207,74 +208,6 @@ impl FindingStore {
         }
     }
 
-    /// The findings of an earlier run of this pattern that report a state of this entity, and of nobody else's any more, and that
-    /// a clue ends. A clue that names a container ends what was reported of that container.
-    pub fn end_restored(&self, pattern: &str, subject: u64, part: Option<&str>, at_ns: u64) -> Vec<Finding> {
-        let key = (pattern.to_owned(), subject);
-        if !self.read().restored_states.contains_key(&key) {
-            return Vec::new();
-        }
-        let mut inner = self.write();
-        let ids = inner.restored_states.get(&key).cloned().unwrap_or_default();
-        let mut ended = Vec::new();
-        for id in ids {
-            let Some(finding) = inner.findings.get(&id).filter(|_| inner.restored.contains(&id)).cloned() else {
-                continue;
-            };
-            let pieces = || finding.evidence.iter().filter_map(|piece| piece.entity.as_ref());
-            let is_other = part.is_some_and(|part| {
-                let mut of_troubles = finding.evidence.iter().filter(|piece| piece.kind == "trouble").peekable();
-                if of_troubles.peek().is_some() {
-                    return !of_troubles.any(|piece| is_of_part(piece, part));
-                }
-                let mut named =
-                    pieces().map(|entity| entity.container.as_str()).filter(|name| !name.is_empty()).peekable();
-                named.peek().is_some() && !named.any(|name| name == part)
-            });
-            if is_other || at_ns < finding.ended_ns {
-                continue;
-            }
-            if let Some(left) = inner.restored_states.get_mut(&key) {
-                left.retain(|known| *known != id);
-            }
-            if !inner.restored_states.values().any(|left| left.contains(&id)) {
-                ended.push((*finding).clone());
-            }
-        }
-        ended
-    }
-
-    /// The findings of an earlier run of this pattern that report a state on this node that goes on; each is handed out once.
-    pub fn restored_on(&self, pattern: &str, node: &str) -> Vec<Finding> {
-        let mut inner = self.write();
-        let of_pattern: Vec<_> = inner.restored_states.keys().filter(|(of, _)| of == pattern).cloned().collect();
-        let mut found: Vec<Finding> = Vec::new();
-        for key in of_pattern {
-            let ids = inner.restored_states.get(&key).cloned().unwrap_or_default();
-            let (here, elsewhere): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| {
-                let finding = inner.findings.get(id).filter(|_| inner.restored.contains(id));
-                finding.is_some_and(|finding| finding.entity.as_ref().is_some_and(|entity| entity.node == node))
-            });
-            found.extend(here.iter().filter_map(|id| inner.findings.get(id)).map(|finding| (**finding).clone()));
-            inner.restored_states.insert(key, elsewhere);
-        }
-        found.sort_by(|a, b| a.id.cmp(&b.id));
-        found.dedup_by(|a, b| a.id == b.id);
-        found
-    }
-
-    /// The findings of an earlier run that report the same state as the finding `id` does now; each is handed out once.
-    pub fn replace_restored(&self, pattern: &str, subject: u64, id: &str) -> Vec<Finding> {
-        let key = (pattern.to_owned(), subject);
-        if !self.read().restored_states.contains_key(&key) {
-            return Vec::new();
-        }
-        let mut inner = self.write();
-        let ids = inner.restored_states.remove(&key).unwrap_or_default();
-        let others = ids.iter().filter(|known| *known != id && inner.restored.contains(*known));
-        others.filter_map(|known| inner.findings.get(known)).map(|finding| (**finding).clone()).collect()
-    }
-
     /// Takes in that an earlier run withdrew a finding that nothing took over.
     pub fn restore_withdrawn(&self, id: String) {
         let mut inner = self.write();
@@ -293,6 +226,7 @@ impl FindingStore {
     /// While the last minutes are replayed, a death that an earlier run has explained is not explained again: the beginning of
     /// its story may lie before those minutes.
     pub fn set_replaying(&self, is_replaying: bool) {
+        self.write().held_back.clear();
         self.is_replaying.store(is_replaying, Ordering::Release);
     }
 
@@ -340,9 +274,15 @@ impl FindingStore {
             && !inner.is_replayed(&finding)
             && death_key(&finding).is_some_and(|death| inner.restored_deaths.contains(&death))
         {
+            inner.hold_back(finding, self.findings_max);
             return None;
         }
+        Some(self.put(&mut inner, finding))
+    }
+
+    fn put(&self, inner: &mut Table, mut finding: Finding) -> Arc<Finding> {
         inner.restored.remove(&finding.id);
+        inner.held_back.remove(&finding.id);
         finding.published_ns = inner.next_published_ns();
         let finding = Arc::new(finding);
         inner.aliases.remove(&finding.id);
@@ -351,13 +291,25 @@ impl FindingStore {
         self.send_to_journal(|| Change::Published(Arc::clone(&finding)));
         // Nobody has to watch.
         let _ = self.changes.send(Arc::clone(&finding));
-        Some(finding)
+        finding
     }
 
     /// Takes a finding back; `successor` is what explains it better.
     pub fn withdraw(&self, id: &str, successor: Option<&str>) -> Option<Arc<Finding>> {
         let mut inner = self.write();
+        // A replay may group deaths otherwise than they were: what takes over was held back, since they are explained already.
+        if let Some(held) = successor.and_then(|successor| inner.held_back.remove(successor))
+            && inner.restored.contains(id)
+        {
+            self.put(&mut inner, held);
+        }
+        let is_unknown = |successor: &str| inner.current(successor).is_none();
+        if self.is_replaying() && inner.restored.contains(id) && successor.is_some_and(is_unknown) {
+            // Nothing is there to take over: what an earlier run found stands.
+            return None;
+        }
         let finding = inner.remove(id)?;
+        inner.not_restored(&finding);
         match inner.unconfirmed.get(id) {
             // The log knew it before: found again while alone, it is not new.
             None if inner.is_alone => drop(inner.unconfirmed.insert(id.to_owned(), false)),

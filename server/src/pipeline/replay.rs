@@ -44,7 +44,9 @@ pub(super) async fn open_archive(
         if let Some(cluster) = &cluster {
             cluster.begin_replay();
         }
-        let mut replay = Replay { correlator, names: HashMap::new(), frames: AtomicU64::new(0) };
+        // What a frame of the window does not describe has its name from before. What cannot be read is told when it is opened.
+        let names = Reader::new(&archive_config.dir).node_names().unwrap_or_default().into_iter().collect();
+        let mut replay = Replay { correlator, names, frames: AtomicU64::new(0) };
         let archive = Archive::open(archive_config, window, &mut |header, bytes| replay.frame(header, bytes))?;
         if let Err(error) = replay.correlator.drained_blocking() {
             tracing::error!(%error, "replay not finished");

@@ -57,17 +57,18 @@ pub fn subjects(current: &OsStr) -> Vec<CompletionCandidate> {
     let mut named = BTreeMap::new();
     // The oldest first, so that the newest finding of a name explains it.
     for finding in findings().into_iter().rev() {
-        let Some(entity) = finding.entity else { continue };
-        let namespace = &entity.namespace;
-        let workload = entity.workload.split_once('/').map(|(kind, name)| (kind.to_lowercase(), name));
-        if !entity.pod.is_empty() {
-            named.insert(format!("pod/{namespace}/{}", entity.pod), finding.title.clone());
-        }
-        if let Some((kind, name)) = workload {
-            named.insert(format!("{kind}/{namespace}/{name}"), finding.title.clone());
-        }
-        if !entity.node.is_empty() {
-            named.insert(format!("node/{}", entity.node), finding.title);
+        let of_evidence = finding.evidence.iter().filter_map(|piece| piece.entity.as_ref());
+        for entity in of_evidence.chain(&finding.entity) {
+            let namespace = &entity.namespace;
+            if !entity.pod.is_empty() {
+                named.insert(format!("pod/{namespace}/{}", entity.pod), finding.title.clone());
+            }
+            if let Some((kind, name)) = entity.workload.split_once('/') {
+                named.insert(format!("{}/{namespace}/{name}", kind.to_lowercase()), finding.title.clone());
+            }
+            if !entity.node.is_empty() {
+                named.insert(format!("node/{}", entity.node), finding.title.clone());
+            }
         }
     }
     offered(current, named)

@@ -18,6 +18,8 @@ pub(super) struct Table {
     /// Findings out of the journal that this run has not found again, and the deaths that they explain.
     pub restored: HashSet<String>,
     pub restored_deaths: HashSet<DeathKey>,
+    /// What the replay found of such deaths under other ids, by id: it comes when what is restored goes for it.
+    pub held_back: HashMap<String, Finding>,
     /// What is replayed has everything from this time on, nanoseconds since 1970: what it does not find again does not stand.
     pub replayed_from_ns: Option<u64>,
     /// States of an earlier run that go on: the pattern and the pod, or another entity, and the findings.
@@ -47,6 +49,7 @@ impl Table {
         Self {
             restored: HashSet::new(),
             restored_deaths: HashSet::new(),
+            held_back: HashMap::new(),
             replayed_from_ns: None,
             restored_states: HashMap::new(),
             findings: HashMap::new(),
@@ -88,6 +91,7 @@ impl Table {
         self.restored.clear();
         self.restored_deaths.clear();
         self.restored_states.clear();
+        self.held_back.clear();
     }
 
     /// The replay does not have everything of before this moment.
@@ -136,6 +140,25 @@ impl Table {
         }
     }
 
+    /// A finding of an earlier run is gone: it explains its death no more.
+    pub fn not_restored(&mut self, finding: &Finding) {
+        if !self.restored.remove(&finding.id) {
+            return;
+        }
+        let Some(death) = death_key(finding) else { return };
+        let mut others = self.restored.iter().filter_map(|id| self.findings.get(id));
+        if !others.any(|other| death_key(other).as_ref() == Some(&death)) {
+            self.restored_deaths.remove(&death);
+        }
+    }
+
+    /// Keeps what a replay found of a death that is explained already.
+    pub fn hold_back(&mut self, finding: Finding, findings_max: usize) {
+        if self.held_back.len() < findings_max || self.held_back.contains_key(&finding.id) {
+            self.held_back.insert(finding.id.clone(), finding);
+        }
+    }
+
     /// Forgets findings beyond the bound: the oldest of the node that has most, so that one node's many do not push out what is
     /// known of others.
     pub fn make_room(&mut self, findings_max: usize) {
@@ -143,10 +166,7 @@ impl Table {
             && let Some(oldest) = self.oldest_of_the_most()
         {
             if let Some(finding) = self.remove(&oldest.id) {
-                self.restored.remove(&finding.id);
-                if let Some(death) = death_key(&finding) {
-                    self.restored_deaths.remove(&death);
-                }
+                self.not_restored(&finding);
             }
             self.evicted += 1;
         }

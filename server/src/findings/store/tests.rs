@@ -101,3 +101,32 @@ fn what_a_whole_replay_does_not_find_again_is_withdrawn() {
         assert_eq!(store.get(id).map(|found| found.id.clone()).ok().as_deref(), Some("second"), "{id}");
     }
 }
+
+fn of_death(id: &str, pid: u32, count: u32) -> Finding {
+    let death = Some(Death { pid, ..Death::default() });
+    Finding { death, count, title: format!("{id} {count}"), ..finding(id, "n", 7, false) }
+}
+
+/// The group that a death belongs to gets another id in a replay than it had.
+#[test]
+fn a_replay_that_groups_otherwise_loses_no_finding() {
+    let store = FindingStore::new(20);
+    for (id, pid) in [("was", 1), ("other", 2)] {
+        store.restore(of_death(id, pid, 2));
+    }
+    store.set_replaying(true);
+    assert!(store.publish(of_death("is", 1, 1)).is_none(), "an earlier run has explained it");
+    assert_eq!(store.len(), 2);
+    assert!(store.withdraw("was", Some("is")).is_some());
+    assert_eq!(store.get("was").map(|found| found.title.clone()).as_deref(), Ok("is 1"));
+    // And back.
+    assert!(store.publish(of_death("was", 1, 2)).is_some());
+    store.withdraw("is", Some("was"));
+    assert_eq!(store.get("is").map(|found| found.title.clone()).as_deref(), Ok("was 2"));
+    // Nobody takes over.
+    assert!(store.withdraw("other", Some("never-published")).is_none());
+    assert_eq!((store.len(), store.get("other").map(|found| found.id.clone()).as_deref()), (2, Ok("other")));
+    store.set_replaying(false);
+    store.withdraw("other", Some("never-published"));
+    assert!(store.get("other").is_err());
+}

@@ -1,0 +1,76 @@
+//! States that an earlier run found, and that go on.
+
+use tapio_wire::service::Finding;
+
+use super::FindingStore;
+use crate::findings::restored::is_of_part;
+
+impl FindingStore {
+    /// The findings of an earlier run of this pattern that report a state of this entity, and of nobody else's any more, and that
+    /// a clue ends. A clue that names a container ends what was reported of that container.
+    pub fn end_restored(&self, pattern: &str, subject: u64, part: Option<&str>, at_ns: u64) -> Vec<Finding> {
+        let key = (pattern.to_owned(), subject);
+        if !self.read().restored_states.contains_key(&key) {
+            return Vec::new();
+        }
+        let mut inner = self.write();
+        let ids = inner.restored_states.get(&key).cloned().unwrap_or_default();
+        let mut ended = Vec::new();
+        for id in ids {
+            let Some(finding) = inner.findings.get(&id).filter(|_| inner.restored.contains(&id)).cloned() else {
+                continue;
+            };
+            let pieces = || finding.evidence.iter().filter_map(|piece| piece.entity.as_ref());
+            let is_other = part.is_some_and(|part| {
+                let mut of_troubles = finding.evidence.iter().filter(|piece| piece.kind == "trouble").peekable();
+                if of_troubles.peek().is_some() {
+                    return !of_troubles.any(|piece| is_of_part(piece, part));
+                }
+                let mut named =
+                    pieces().map(|entity| entity.container.as_str()).filter(|name| !name.is_empty()).peekable();
+                named.peek().is_some() && !named.any(|name| name == part)
+            });
+            if is_other || at_ns < finding.ended_ns {
+                continue;
+            }
+            if let Some(left) = inner.restored_states.get_mut(&key) {
+                left.retain(|known| *known != id);
+            }
+            if !inner.restored_states.values().any(|left| left.contains(&id)) {
+                ended.push((*finding).clone());
+            }
+        }
+        ended
+    }
+
+    /// The findings of an earlier run of this pattern that report a state on this node that goes on; each is handed out once.
+    pub fn restored_on(&self, pattern: &str, node: &str) -> Vec<Finding> {
+        let mut inner = self.write();
+        let of_pattern: Vec<_> = inner.restored_states.keys().filter(|(of, _)| of == pattern).cloned().collect();
+        let mut found: Vec<Finding> = Vec::new();
+        for key in of_pattern {
+            let ids = inner.restored_states.get(&key).cloned().unwrap_or_default();
+            let (here, elsewhere): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| {
+                let finding = inner.findings.get(id).filter(|_| inner.restored.contains(id));
+                finding.is_some_and(|finding| finding.entity.as_ref().is_some_and(|entity| entity.node == node))
+            });
+            found.extend(here.iter().filter_map(|id| inner.findings.get(id)).map(|finding| (**finding).clone()));
+            inner.restored_states.insert(key, elsewhere);
+        }
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        found.dedup_by(|a, b| a.id == b.id);
+        found
+    }
+
+    /// The findings of an earlier run that report the same state as the finding `id` does now; each is handed out once.
+    pub fn replace_restored(&self, pattern: &str, subject: u64, id: &str) -> Vec<Finding> {
+        let key = (pattern.to_owned(), subject);
+        if !self.read().restored_states.contains_key(&key) {
+            return Vec::new();
+        }
+        let mut inner = self.write();
+        let ids = inner.restored_states.remove(&key).unwrap_or_default();
+        let others = ids.iter().filter(|known| *known != id && inner.restored.contains(*known));
+        others.filter_map(|known| inner.findings.get(known)).map(|finding| (**finding).clone()).collect()
+    }
+}

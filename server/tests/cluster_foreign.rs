@@ -1,0 +1,85 @@
+//! What is in NATS under the names of the servers' log, and is not theirs. The log is a real NATS.
+
+use std::sync::atomic::Ordering;
+
+use async_nats::jetstream::{Context, stream};
+
+use crate::cluster_faults::{by_id, deaths, until_as};
+use crate::cluster_support::*;
+
+/// Lets somebody else use NATS.
+fn beside<T>(nats: &Nats, act: impl AsyncFnOnce(Context) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = async_nats::connect(nats.url()).await.expect("it listens");
+        act(async_nats::jetstream::new(client)).await
+    })
+}
+
+#[test]
+fn a_stream_of_somebody_else_is_not_taken_over() {
+    let Some(nats) = Nats::start() else { return };
+    let name = "TAPIO_default_LOG";
+    beside(&nats, async |context| {
+        let subjects = vec!["orders.>".to_owned()];
+        let config = stream::Config { name: name.into(), subjects, ..stream::Config::default() };
+        context.create_stream(config).await.expect("created");
+        context.publish("orders.1", "an order".into()).await.expect("sent").await.expect("taken");
+    });
+    let a = Member::begin_with(section(&nats, "a"), timing());
+    let trouble = until("it says what is wrong", || a.cluster.link().trouble());
+    assert!(trouble.contains("orders.>") && trouble.contains("cluster.name"), "{trouble}");
+    // It goes on alone.
+    let (first, _) = deaths();
+    a.deliver(&first);
+    a.findings_when(|found| !found.is_empty());
+    beside(&nats, async |context| {
+        let mut found = context.get_stream(name).await.expect("it is there");
+        let info = found.info().await.expect("reported");
+        assert_eq!((info.config.subjects.join(","), info.state.messages), ("orders.>".to_owned(), 1));
+        context.delete_stream(name).await.expect("deleted");
+    });
+    until("it has a log", || a.cluster.link().trouble().is_none().then_some(()));
+    settle(&[&a]);
+}
+
+#[test]
+fn bytes_that_are_no_finding_become_none() {
+    let Some(nats) = Nats::start() else { return };
+    let a = Member::begin_with(section(&nats, "a"), timing());
+    let (first, _) = deaths();
+    a.deliver(&first);
+    settle(&[&a]);
+    until("a leads", || a.cluster.leadership().term());
+    beside(&nats, async |context| {
+        for payload in [&b""[..], &[0xff; 40], b"\x0a\x00"] {
+            let taken = context.publish("tapio.default.finding.x", payload.into()).await.expect("sent");
+            taken.await.expect("taken");
+        }
+    });
+    let of_a = by_id(&a.findings());
+    let b = Member::begin_with(section(&nats, "b"), timing());
+    until_as(&b, &of_a);
+    assert!(b.findings().iter().all(|finding| !finding.id.is_empty()));
+    assert_eq!(b.cluster.link().rebuilds.load(Ordering::Relaxed), 1);
+}
+
+/// Nobody could count on from there.
+#[test]
+fn a_lease_of_the_last_term_ends_no_server() {
+    let Some(nats) = Nats::start() else { return };
+    let a = Member::begin_with(section(&nats, "a"), timing());
+    let term = until("a leads", || a.cluster.leadership().term()).number();
+    beside(&nats, async |context| {
+        let bucket = context.get_key_value("TAPIO_default_LEADER").await.expect("it is there");
+        let key = "leader";
+        let value = bucket.get(key).await.expect("read").expect("a lease");
+        let text = String::from_utf8(value.to_vec()).expect("JSON");
+        let absurd =
+            text.replace(&format!("\"term\":{term}"), &format!("\"term\":{}", u64::MAX)).replace("\"a\"", "\"x\"");
+        assert_ne!(absurd, text);
+        bucket.put(key, absurd.into()).await.expect("written");
+    });
+    let again = until("a leads again", || a.cluster.leadership().term().filter(|led| led.number() > term));
+    assert!(again.number() < u64::MAX / 2 && again.is_valid_now(), "{}", again.number());
+}
