@@ -31,8 +31,8 @@ fn offered(server: &str, words: &[&str]) -> Vec<String> {
 #[test]
 fn a_shell_completes_names_that_the_server_knows() {
     let mut node = Node::new("n1");
-    for (pod, pid) in [("shop/web-1", 100), ("shop/web$(date)", 101)] {
-        let web = node.kube_container("Deployment/web", pod, pod);
+    for (workload, pod, pid) in [("Deployment/web", "shop/web-1", 100), ("Deployment/api", "shop/api$(date)", 101)] {
+        let web = node.kube_container(workload, pod, pod);
         node.oom(100 * SECOND, Process::init(web, pid, "app"), 64 * MIB, 64 * MIB);
         node.exit(100 * SECOND + MS, Process::init(web, pid, "app"), SIGKILL);
     }
@@ -47,7 +47,10 @@ fn a_shell_completes_names_that_the_server_knows() {
     assert_eq!(offered(&server.address, &["finding", ""]), ids);
     assert_eq!(offered(&server.address, &["ack", &ids[0][..6]]), ids[..1]);
     // What a workload calls itself is no command of this shell.
-    assert_eq!(offered(&server.address, &["why", ""]), ["deployment/shop/web", "node/n1", "pod/shop/web-1"]);
+    assert_eq!(
+        offered(&server.address, &["why", ""]),
+        ["deployment/shop/api", "deployment/shop/web", "node/n1", "pod/shop/web-1"]
+    );
     assert_eq!(offered(&server.address, &["why", "-n", "shop", "po"]), ["pod/shop/web-1"]);
     let elsewhere = ["--server", &server.address, "bundle", &ids[0][..8]];
     assert_eq!(offered("127.0.0.1:1", &elsewhere), ids[..1]);

@@ -30,7 +30,7 @@ use crate::vitals::{Pulse, Sign};
 
 /// Shortest pause between two attempts while NATS is away.
 const BACK_OFF_MIN: Duration = Duration::from_millis(500);
-const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked whether this server leads still, while nothing is found.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Findings whose content is remembered; beyond that the stream is read again.
