@@ -12,13 +12,17 @@ use tapio_wire::service::Finding;
 
 use super::log::{self, LogError};
 use super::reader::Position;
-use crate::findings::journal;
 
 /// How long the next kept finding may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn failed(error: &dyn std::fmt::Display) -> LogError {
     LogError::JetStream { what: "the findings", error: error.to_string() }
+}
+
+/// Whether it can be a finding that a leader wrote.
+fn is_whole(finding: &Finding) -> bool {
+    !finding.id.is_empty() && (0.0..=1.0).contains(&finding.confidence)
 }
 
 /// Reads the last version of each finding that is kept. What cannot be read is left out.
@@ -57,7 +61,7 @@ impl Kept {
             let message = log::next_within(&mut messages, READ_TIMEOUT).await.map_err(|error| failed(&error))?;
             let seq = message.info().map_err(|error| failed(&error))?.stream_sequence;
             // Bytes that are no finding, such as none at all, may decode as one.
-            if let Some(finding) = Finding::decode(message.payload.clone()).ok().filter(journal::is_sound) {
+            if let Some(finding) = Finding::decode(message.payload.clone()).ok().filter(is_whole) {
                 take(finding);
             }
             self.position = Some(Position { created_ns, seq });

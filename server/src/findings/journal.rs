@@ -81,7 +81,7 @@ pub struct Recorded {
 }
 
 /// Whether a finding can be one of this program's: somebody may have edited the file.
-pub(crate) fn is_sound(finding: &Finding) -> bool {
+fn is_sound(finding: &Finding) -> bool {
     !finding.id.is_empty() && (0.0..=1.0).contains(&finding.confidence) && finding.published_ns < u64::MAX / 2
 }
 
