@@ -400,6 +400,7 @@ impl Identity {
             if self.roots.is_empty() && self.cgroups.len() >= PATHS_MAX {
                 // Nothing reports that a path is gone. All that is lost is which were described recently.
                 self.cgroups.clear();
+                self.below = Below::default();
             }
             self.learn(id, path);
         }

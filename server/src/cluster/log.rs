@@ -212,7 +212,10 @@ impl Log {
         };
         let subjects = &found.cached_info().config.subjects;
         let own = format!("tapio.{}.", self.names.cluster);
-        match subjects.iter().all(|subject| wanted.subjects.contains(subject) || subject.starts_with(&own)) {
+        let has_as_many = wanted.subjects.is_empty() == subjects.is_empty();
+        match has_as_many
+            && subjects.iter().all(|subject| wanted.subjects.contains(subject) || subject.starts_with(&own))
+        {
             true => Ok(()),
             false => Err(LogError::Foreign { stream: wanted.name.clone(), subjects: subjects.join(", ") }),
         }

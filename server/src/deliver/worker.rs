@@ -84,6 +84,9 @@ impl<M: Marks> Worker<M> {
                 }
                 Err(error) => {
                     failures += 1;
+                    if !term.is_valid_now() {
+                        self.figures.ended();
+                    }
                     self.figures.set_trouble(Some(error.to_string()));
                     sleep(back_off(failures)).await;
                 }
@@ -144,7 +147,8 @@ impl<M: Marks> Worker<M> {
                     standing.queue.put_back(Waiting { unanswered, due, ..waiting });
                 }
                 Outcome::Failed(error @ SinkError::Busy { .. }) => {
-                    next = Instant::now() + error.pause().min(PAUSE_MAX);
+                    failures += 1;
+                    next = Instant::now() + error.pause().min(PAUSE_MAX).max(back_off(failures));
                     self.failed(&waiting, &standing, &error);
                     standing.queue.put_back(waiting);
                 }

@@ -266,13 +266,14 @@ impl FindingStore {
             finding.published_ns = known.published_ns;
             if finding == **known {
                 // It was found again as it was.
-                inner.restored.remove(&finding.id);
+                let known = Arc::clone(known);
+                inner.not_restored(&known);
                 return None;
             }
             finding.revision += 1;
         } else if self.is_replaying.load(Ordering::Acquire)
             && !inner.is_replayed(&finding)
-            && death_key(&finding).is_some_and(|death| inner.restored_deaths.contains(&death))
+            && death_key(&finding).is_some_and(|death| inner.restored_deaths.contains_key(&death))
         {
             inner.hold_back(finding, self.findings_max);
             return None;
@@ -281,7 +282,9 @@ impl FindingStore {
     }
 
     fn put(&self, inner: &mut Table, mut finding: Finding) -> Arc<Finding> {
-        inner.restored.remove(&finding.id);
+        if let Some(known) = inner.findings.get(&finding.id).cloned() {
+            inner.not_restored(&known);
+        }
         inner.held_back.remove(&finding.id);
         finding.published_ns = inner.next_published_ns();
         let finding = Arc::new(finding);
@@ -297,16 +300,17 @@ impl FindingStore {
     /// Takes a finding back; `successor` is what explains it better.
     pub fn withdraw(&self, id: &str, successor: Option<&str>) -> Option<Arc<Finding>> {
         let mut inner = self.write();
-        // A replay may group deaths otherwise than they were: what takes over was held back, since they are explained already.
-        if let Some(held) = successor.and_then(|successor| inner.held_back.remove(successor))
-            && inner.restored.contains(id)
-        {
-            self.put(&mut inner, held);
-        }
-        let is_unknown = |successor: &str| inner.current(successor).is_none();
-        if self.is_replaying() && inner.restored.contains(id) && successor.is_some_and(is_unknown) {
-            // Nothing is there to take over: what an earlier run found stands.
-            return None;
+        inner.held_back.remove(id);
+        if inner.restored.contains(id) {
+            // A replay may group deaths otherwise than they were: what takes over was held back, since they are explained already.
+            if let Some(held) = successor.and_then(|successor| inner.held_back.remove(successor)) {
+                self.put(&mut inner, held);
+            }
+            let is_unknown = |successor: &str| inner.current(successor).is_none_or(|current| current.id == id);
+            if self.is_replaying() && successor.is_some_and(is_unknown) {
+                // Nothing is there to take over: what an earlier run found stands.
+                return None;
+            }
         }
         let finding = inner.remove(id)?;
         inner.not_restored(&finding);

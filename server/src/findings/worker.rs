@@ -448,7 +448,10 @@ impl Worker {
     }
 
     fn act(&self, actions: Vec<Action>) {
-        for action in actions {
+        // What takes over is there before what goes: the store keeps an earlier run's finding that nothing takes over.
+        let (withdrawals, publications): (Vec<_>, Vec<_>) =
+            actions.into_iter().partition(|action| matches!(action, Action::Withdraw(..)));
+        for action in publications.into_iter().chain(withdrawals) {
             let finding = match action {
                 Action::Withdraw(id, successor) => {
                     self.store.withdraw(&id, Some(&successor));

@@ -34,13 +34,17 @@ pub(super) struct Place {
 impl Place {
     pub fn of(named: &Named, path: &str) -> Self {
         let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let above = name_of(folder);
-        let holder = match (above.kind, named.kind) {
-            (EntityKind::Container, _) => Some(entity_id(EntityKind::Container, &above.key)),
-            (_, EntityKind::Container | EntityKind::Pod) => None,
-            _ => Some(entity_id(EntityKind::Host, folder)),
+        // The outermost: what is below it may have any name, also that of a pod or of a container.
+        let of_path =
+            |(end, _): (usize, &str)| Some(name_of(&path[..end])).filter(|above| above.kind == EntityKind::Container);
+        let container = path.match_indices('/').skip(1).find_map(of_path);
+        let holder = match (&container, named.kind) {
+            (Some(container), _) => Some(entity_id(EntityKind::Container, &container.key)),
+            (None, EntityKind::Container | EntityKind::Pod) => None,
+            (None, _) => Some(entity_id(EntityKind::Host, folder)),
         };
-        Self { holder, is_container_itself: named.kind == EntityKind::Container && above.key != named.key }
+        let is_container = named.kind == EntityKind::Container;
+        Self { holder, is_container_itself: is_container && (container.is_none() || name_of(folder).key != named.key) }
     }
 }
 

@@ -122,8 +122,12 @@ fn a_flood_of_cgroups_takes_no_other_containers_place() {
         for _ in 0..2 * CGROUPS_MAX / 97 {
             id += 1;
             identity.learn(id, &format!("{}/flood/{id}", container(2)));
-            // One that looks like a container does not help it.
-            identity.learn(id + (1 << 40), &format!("{}/{id:064x}", container(2)));
+            // One that looks like a container or a pod does not help it.
+            let like_pod = format!("pod{UID}/{id}");
+            let likes = [format!("{id:064x}"), format!("{id:064x}/x"), like_pod, format!("lxc/{id}/x")];
+            for (place, like) in likes.into_iter().enumerate() {
+                identity.learn(id + ((1 + place as u64) << 40), &format!("{}/{like}", container(2)));
+            }
         }
     }
     assert!(identity.len() < 3 * room::BELOW_MAX, "{}", identity.len());
@@ -134,7 +138,7 @@ fn a_flood_of_cgroups_takes_no_other_containers_place() {
     }
     assert_eq!(identity.resolve(id, Lane::Lethal, &mut Vec::new()), flooding);
     for number in 0..3 * room::BELOW_MAX as u64 {
-        identity.learn((1 << 41) + number, &format!("/app.slice/{number}"));
+        identity.learn((1 << 50) + number, &format!("/app.slice/{number}"));
     }
     assert_eq!(identity.path(1), Some("/app.slice/kept"), "it is there, and the others are not");
     assert_eq!(identity.unknown(), 0);

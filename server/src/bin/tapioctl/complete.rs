@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Findings whose names are offered, the newest.
 const FINDINGS_MAX: u32 = 500;
 /// The variable by which a shell's function asks for completions.
-const ASKED_BY: &str = "COMPLETE";
+const ASKED_BY: &str = "TAPIOCTL_COMPLETE";
 const NAME: &str = "tapioctl";
 
 /// Answers a shell's function, and ends then. Returns where this is a command.

@@ -95,9 +95,13 @@ pub(super) fn of_answer(answer: &Answer) -> Result<Option<String>, SinkError> {
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => later(why, retry_after(&answer.headers)),
         status if status.is_redirection() => SinkError::Away(format!("{why}: redirects are not followed")),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-            SinkError::Away(why)
-        }
+        // Of settings, not of this record.
+        StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
+        | StatusCode::NOT_FOUND
+        | StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+        | StatusCode::UNSUPPORTED_MEDIA_TYPE => SinkError::Away(why),
         _ => SinkError::Rejected(why),
     })
 }

@@ -17,7 +17,8 @@ use crate::findings::restored::{DeathKey, death_key, node_of, subjects};
 pub(super) struct Table {
     /// Findings out of the journal that this run has not found again, and the deaths that they explain.
     pub restored: HashSet<String>,
-    pub restored_deaths: HashSet<DeathKey>,
+    /// Each with the number of these findings.
+    pub restored_deaths: HashMap<DeathKey, u32>,
     /// What the replay found of such deaths under other ids, by id: it comes when what is restored goes for it.
     pub held_back: HashMap<String, Finding>,
     /// What is replayed has everything from this time on, nanoseconds since 1970: what it does not find again does not stand.
@@ -48,7 +49,7 @@ impl Table {
     pub fn new(findings_max: usize) -> Self {
         Self {
             restored: HashSet::new(),
-            restored_deaths: HashSet::new(),
+            restored_deaths: HashMap::new(),
             held_back: HashMap::new(),
             replayed_from_ns: None,
             restored_states: HashMap::new(),
@@ -128,8 +129,14 @@ impl Table {
     }
 
     pub fn restored(&mut self, finding: &Finding) {
+        // An earlier version of it, if there is one.
+        if let Some(known) = self.findings.get(&finding.id).cloned() {
+            self.not_restored(&known);
+        }
         self.restored.insert(finding.id.clone());
-        self.restored_deaths.extend(death_key(finding));
+        if let Some(death) = death_key(finding) {
+            *self.restored_deaths.entry(death).or_default() += 1;
+        }
         if finding.ongoing {
             for subject in subjects(finding) {
                 let ids = self.restored_states.entry((finding.pattern.clone(), subject)).or_default();
@@ -146,9 +153,11 @@ impl Table {
             return;
         }
         let Some(death) = death_key(finding) else { return };
-        let mut others = self.restored.iter().filter_map(|id| self.findings.get(id));
-        if !others.any(|other| death_key(other).as_ref() == Some(&death)) {
-            self.restored_deaths.remove(&death);
+        if let Some(count) = self.restored_deaths.get_mut(&death) {
+            *count -= 1;
+            if *count == 0 {
+                self.restored_deaths.remove(&death);
+            }
         }
     }
 

@@ -130,3 +130,28 @@ fn a_replay_that_groups_otherwise_loses_no_finding() {
     store.withdraw("other", Some("never-published"));
     assert!(store.get("other").is_err());
 }
+
+#[test]
+fn a_replay_may_find_one_again_before_another_takes_over() {
+    for is_found_again in [true, false] {
+        let store = FindingStore::new(20);
+        store.restore(of_death("was", 1, 1));
+        store.set_replaying(true);
+        if is_found_again {
+            store.publish(of_death("was", 1, 1));
+        }
+        // Two, one after the other.
+        for (id, before) in [("between", None), ("is", Some("between"))] {
+            store.publish(of_death(id, 1, 2));
+            before.map(|before| store.withdraw(before, Some(id)));
+        }
+        assert!(store.withdraw("was", Some("is")).is_some());
+        store.set_replaying(false);
+        assert_eq!(
+            store.list(0, None, 9).0.iter().map(|found| &*found.id).collect::<Vec<_>>(),
+            ["is"],
+            "{is_found_again}"
+        );
+        assert_eq!(store.get("was").map(|found| found.id.clone()).as_deref(), Ok("is"));
+    }
+}
