@@ -2,19 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use async_nats::jetstream::{Context, stream};
+use async_nats::jetstream::stream;
 
 use crate::cluster_faults::{by_id, deaths, until_as};
 use crate::cluster_support::*;
-
-/// Lets somebody else use NATS.
-fn beside<T>(nats: &Nats, act: impl AsyncFnOnce(Context) -> T) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let client = async_nats::connect(nats.url()).await.expect("it listens");
-        act(async_nats::jetstream::new(client)).await
-    })
-}
 
 #[test]
 fn a_stream_of_somebody_else_is_not_taken_over() {

@@ -10,12 +10,7 @@ use crate::correlate_node::{Node, SECOND};
 
 /// The streams of a cluster, asked on a connection of its own.
 fn with_stream<T>(nats: &Nats, name: &str, ask: impl AsyncFnOnce(Stream) -> T) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let client = async_nats::connect(nats.url()).await.expect("it listens");
-        let stream = async_nats::jetstream::new(client).get_stream(name).await.expect("it is there");
-        ask(stream).await
-    })
+    beside(nats, async |context| ask(context.get_stream(name).await.expect("it is there")).await)
 }
 
 #[test]

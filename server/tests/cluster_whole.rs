@@ -68,13 +68,18 @@ pub async fn findings_when(server: &Whole, so: impl Fn(&[Finding]) -> bool) -> V
 
 /// Waits until the findings of the server that this channel leads to are so.
 pub async fn findings_by_when(channel: Channel, so: impl Fn(&[Finding]) -> bool) -> Vec<Finding> {
+    when(async || findings_by(channel.clone()).await, |found| so(found)).await
+}
+
+/// Asks until the answer is so.
+pub async fn when<T: std::fmt::Debug>(ask: impl AsyncFn() -> T, so: impl Fn(&T) -> bool) -> T {
     let deadline = Instant::now() + LIMIT;
     loop {
-        let found = findings_by(channel.clone()).await;
-        if so(&found) {
-            return found;
+        let answer = ask().await;
+        if so(&answer) {
+            return answer;
         }
-        assert!(Instant::now() < deadline, "it did not come about: {found:#?}");
+        assert!(Instant::now() < deadline, "it did not come about: {answer:#?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -84,15 +89,7 @@ pub async fn status(server: &Whole) -> StatusResponse {
 }
 
 async fn status_when(server: &Whole, so: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let status = status(server).await;
-        if so(&status) {
-            return status;
-        }
-        assert!(Instant::now() < deadline, "it did not come about: {status:#?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    when(async || status(server).await, so).await
 }
 
 async fn events(server: &Whole) -> Vec<Event> {

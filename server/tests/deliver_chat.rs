@@ -263,8 +263,8 @@ fn more_findings_than_a_channel_takes_wait_for_their_turn() {
     assert_eq!(channel.headings().len(), 15);
 }
 
-/// A CA that nobody knows, and a server's certificate of it.
-fn authority(folder: &Path) -> Arc<ServerConfig> {
+/// Writes a CA that nobody knows to `ca.pem`, and returns a server's certificate of it and the key (PEM).
+pub(crate) fn certificate_of_unknown(folder: &Path) -> (String, String) {
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let key = rcgen::KeyPair::generate().expect("a key");
@@ -272,9 +272,14 @@ fn authority(folder: &Path) -> Arc<ServerConfig> {
     let issuer = rcgen::Issuer::new(params, key);
     let own = rcgen::KeyPair::generate().expect("a key");
     let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
-    let certificate = params.signed_by(&own, &issuer).expect("signed").pem();
+    (params.signed_by(&own, &issuer).expect("signed").pem(), own.serialize_pem())
+}
+
+/// A server's TLS with such a certificate.
+fn authority(folder: &Path) -> Arc<ServerConfig> {
+    let (certificate, key) = certificate_of_unknown(folder);
     let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM")];
-    let key = PrivateKeyDer::from_pem_slice(own.serialize_pem().as_bytes()).expect("PEM");
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = builder.expect("versions").with_no_client_auth().with_single_cert(chain, key);

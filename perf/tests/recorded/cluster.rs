@@ -1,4 +1,4 @@
-//! A cluster as its API server tells of it: it keeps recorded objects, and sends every change to those who watch.
+//! A cluster's API server: it keeps recorded objects, and sends every change to those who watch.
 //!
 //! In: objects of the newest API, checked against its types. Out: lists and watches, by path and by the node of a pod. What must hold:
 //! a watch that begins after a list misses no change in between.

@@ -1,4 +1,4 @@
-//! What is told by objects and by the kernel: containers that die in cgroups of their own, named as their pods' objects name them.
+//! Causes that objects and the kernel report: containers that die in cgroups of their own, named as their pods' objects name them.
 
 use serde_json::{Value, json};
 use tapio_perf::kubelet::ContainerName;
@@ -87,8 +87,8 @@ impl Lab {
         (pod, self.start(id, limit_mib, script))
     }
 
-    /// Kubelet tells of the end of the pod's container, and of its new run.
-    fn told(&mut self, pod: &mut Value, list: &str, exit_code: i32, reason: &str) {
+    /// Kubelet reports the end of the pod's container, and its new run.
+    fn report_end(&mut self, pod: &mut Value, list: &str, exit_code: i32, reason: &str) {
         let next = self.stage.name().container_id;
         let status = &mut pod["status"][list][0];
         end(status, exit_code, reason);
@@ -106,7 +106,7 @@ fn resized(lab: &mut Lab) {
     lab.put(&pod);
     lab.says(&kubelet_says(&pod, "web", ["Normal", "Killing", "Container web resize requires restart"]));
     lab.kill_slowly(&mut live, "TERM");
-    lab.told(&mut pod, "containerStatuses", 137, "Error");
+    lab.report_end(&mut pod, "containerStatuses", 137, "Error");
 }
 
 /// The limit is lowered in place to little more than what is used.
@@ -124,7 +124,7 @@ fn shrunk(lab: &mut Lab) {
     lab.put(&pod);
     std::fs::write(&go, "").expect("written");
     live.actor.wait_end().expect("it ends");
-    lab.told(&mut pod, "containerStatuses", 137, "OOMKilled");
+    lab.report_end(&mut pod, "containerStatuses", 137, "OOMKilled");
 }
 
 /// One container ends with the code that restarts all: one of the others stops when asked to, one does not.
@@ -176,7 +176,7 @@ fn by_rule(lab: &mut Lab) {
     web["restartPolicyRules"] = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
     lab.put(&pod);
     live.actor.wait_end().expect("it ends");
-    lab.told(&mut pod, "containerStatuses", 42, "Error");
+    lab.report_end(&mut pod, "containerStatuses", 42, "Error");
 }
 
 /// A Job, and the owner reference of its pods.
@@ -276,40 +276,39 @@ fn late(lab: &mut Lab) {
     let killing = "Container web failed startup probe, will be restarted";
     lab.says(&kubelet_says(&pod, "web", ["Normal", "Killing", killing]));
     lab.kill_slowly(&mut live, "TERM");
-    lab.told(&mut pod, "containerStatuses", 137, "Error");
+    lab.report_end(&mut pod, "containerStatuses", 137, "Error");
+}
+
+/// A pod whose container `web` lives on beside another one, which exceeds its memory limit and is in other lists.
+fn eaten_beside(lab: &mut Lab, name: &str, eater: Value, [specified, reported]: [&str; 2]) -> Value {
+    let web = lab.stage.name();
+    let beside = lab.stage.sibling(&web);
+    let mut pod = pod(name, &web.pod_uid);
+    let eater_is_called = eater["name"].as_str().expect("a name").to_owned();
+    pod["spec"][specified] = json!([eater]);
+    run(&mut pod, vec![running("web", &web.container_id)]);
+    pod["status"][reported] = json!([running(&eater_is_called, &beside.container_id)]);
+    lab.put(&pod);
+    let (eats, web) = (lab.eats(), lab.start(web, None, CALM));
+    lab.bystanders.push(web);
+    lab.start(beside, Some(LIMIT_MIB), &eats).actor.wait_end().expect("it ends");
+    pod
 }
 
 /// A sidecar is an init container that goes on.
 fn sidecar(lab: &mut Lab) {
-    let web = lab.stage.name();
-    let proxy = lab.stage.sibling(&web);
-    let mut pod = pod("with-sidecar", &web.pod_uid);
-    let mut sidecar = container("proxy");
-    sidecar["restartPolicy"] = json!("Always");
-    sidecar["resources"] = json!({"limits": {"memory": format!("{LIMIT_MIB}Mi")}});
-    pod["spec"]["initContainers"] = json!([sidecar]);
-    run(&mut pod, vec![running("web", &web.container_id)]);
-    pod["status"]["initContainerStatuses"] = json!([running("proxy", &proxy.container_id)]);
-    lab.put(&pod);
-    let (eats, web) = (lab.eats(), lab.start(web, None, CALM));
-    lab.bystanders.push(web);
-    lab.start(proxy, Some(LIMIT_MIB), &eats).actor.wait_end().expect("it ends");
-    lab.told(&mut pod, "initContainerStatuses", 137, "OOMKilled");
+    let mut proxy = container("proxy");
+    proxy["restartPolicy"] = json!("Always");
+    proxy["resources"] = json!({"limits": {"memory": format!("{LIMIT_MIB}Mi")}});
+    let mut pod = eaten_beside(lab, "with-sidecar", proxy, ["initContainers", "initContainerStatuses"]);
+    lab.report_end(&mut pod, "initContainerStatuses", 137, "OOMKilled");
 }
 
+/// An ephemeral container is not started again.
 fn debugged(lab: &mut Lab) {
-    let web = lab.stage.name();
-    let debugger = lab.stage.sibling(&web);
-    let mut pod = pod("debugged", &web.pod_uid);
-    let mut ephemeral = container("debugger");
-    ephemeral["targetContainerName"] = json!("web");
-    pod["spec"]["ephemeralContainers"] = json!([ephemeral]);
-    run(&mut pod, vec![running("web", &web.container_id)]);
-    pod["status"]["ephemeralContainerStatuses"] = json!([running("debugger", &debugger.container_id)]);
-    lab.put(&pod);
-    let (eats, web) = (lab.eats(), lab.start(web, None, CALM));
-    lab.bystanders.push(web);
-    lab.start(debugger, Some(LIMIT_MIB), &eats).actor.wait_end().expect("it ends");
+    let mut debugger = container("debugger");
+    debugger["targetContainerName"] = json!("web");
+    let mut pod = eaten_beside(lab, "debugged", debugger, ["ephemeralContainers", "ephemeralContainerStatuses"]);
     end(&mut pod["status"]["ephemeralContainerStatuses"][0], 137, "OOMKilled");
     lab.put(&pod);
 }
@@ -324,7 +323,7 @@ fn shared_limit(lab: &mut Lab) {
     let _level = lab.stage.limited_level(&id.pod_path(), LIMIT_MIB).expect("a limit");
     let eats = lab.eats();
     lab.start(id, None, &eats).actor.wait_end().expect("it ends");
-    lab.told(&mut pod, "containerStatuses", 137, "OOMKilled");
+    lab.report_end(&mut pod, "containerStatuses", 137, "OOMKilled");
 }
 
 /// Root in its container is nobody on its node.
@@ -334,7 +333,7 @@ fn own_users(lab: &mut Lab) {
     pod["spec"]["hostUsers"] = json!(false);
     lab.put(&pod);
     live.actor.wait_end().expect("it ends");
-    lab.told(&mut pod, "containerStatuses", 137, "OOMKilled");
+    lab.report_end(&mut pod, "containerStatuses", 137, "OOMKilled");
 }
 
 /// A pod that is deleted, and names the signal that stops its container.
@@ -351,12 +350,12 @@ fn stop_by_usr1(lab: &mut Lab, name: &str, script: &str) -> (Value, Live) {
 fn deaf(lab: &mut Lab) {
     let (mut pod, mut live) = stop_by_usr1(lab, "deaf", STUBBORN);
     lab.kill_slowly(&mut live, "USR1");
-    lab.told(&mut pod, "containerStatuses", 137, "Error");
+    lab.report_end(&mut pod, "containerStatuses", 137, "Error");
 }
 
 fn polite(lab: &mut Lab) {
     let (mut pod, mut live) = stop_by_usr1(lab, "polite", "trap 'exit 138' USR1; while :; do sleep 0.2; done");
     lab.runtime(&format!("kill -USR1 {}", live.actor.pid));
     live.actor.wait_end().expect("it ends");
-    lab.told(&mut pod, "containerStatuses", 138, "Error");
+    lab.report_end(&mut pod, "containerStatuses", 138, "Error");
 }

@@ -1,4 +1,4 @@
-//! What is told by objects alone: pods that do not start, do not get ready, keep their resources, or are taken away.
+//! Causes that objects alone report: pods that do not start, do not get ready, keep their resources, or are taken away.
 
 use serde_json::{Value, json};
 
@@ -37,7 +37,7 @@ fn as_root(lab: &mut Lab) {
     lab.put(&pod);
 }
 
-/// Kubelet pulls images of volumes before those of containers, and tells of a failure in the container that mounts it.
+/// Kubelet pulls images of volumes before those of containers, and reports a failure for the container that mounts it.
 fn missing_image_volume(lab: &mut Lab) {
     const REFERENCE: &str = "registry.example/model:7";
     let mut pod = pod("no-model", &lab.uid());

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::Context;
 pub use proxy::Proxy;
 use tapio_server::cluster::{Cluster, ClusterLosses, ClusterSection, Timing};
 use tapio_server::correlate::{CorrelateConfig, Correlator, LossBook, Topology};
@@ -161,6 +162,15 @@ fn send_signal(pid: u32, signal: i32) {
     let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
     let signal = rustix::process::Signal::from_named_raw(signal).expect("a signal");
     rustix::process::kill_process(pid, signal).expect("signalled");
+}
+
+/// Lets somebody use NATS on a connection of its own.
+pub fn beside<T>(nats: &Nats, act: impl AsyncFnOnce(Context) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = async_nats::connect(nats.url()).await.expect("it listens");
+        act(async_nats::jetstream::new(client)).await
+    })
 }
 
 /// A process that a test started; it ends with the test.

@@ -4,7 +4,6 @@ mod receiver;
 mod shown;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderValue;
@@ -21,7 +20,7 @@ use self::receiver::{Receiver, Reply, Seen, values};
 use crate::cluster_support::until;
 use crate::cluster_whole::{limit_kill, ship};
 use crate::correlate_node::{Node, SECOND};
-use crate::deliver_chat::{Delivering, finding};
+use crate::deliver_chat::{Delivering, certificate_of_unknown, finding};
 use crate::whole_server::Whole;
 
 const BOTH: [OtlpProtocol; 2] = [OtlpProtocol::Grpc, OtlpProtocol::Http];
@@ -225,23 +224,11 @@ fn a_hostile_name_is_plain_text_at_its_receiver() {
     }
 }
 
-/// Writes a CA that nobody else knows, and returns a server's certificate of it.
-fn identity(folder: &Path) -> Identity {
-    let mut params = rcgen::CertificateParams::default();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let key = rcgen::KeyPair::generate().expect("a key");
-    std::fs::write(folder.join("ca.pem"), params.self_signed(&key).expect("signed").pem()).expect("written");
-    let issuer = rcgen::Issuer::new(params, key);
-    let own = rcgen::KeyPair::generate().expect("a key");
-    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
-    let certificate = params.signed_by(&own, &issuer).expect("signed").pem();
-    Identity::from_pem(certificate, own.serialize_pem())
-}
-
 #[test]
 fn a_token_goes_to_a_certificate_that_is_trusted() {
     let keys = tempfile::tempdir().expect("a folder");
-    let identity = identity(keys.path());
+    let (certificate, key) = certificate_of_unknown(keys.path());
+    let identity = Identity::from_pem(certificate, key);
     let receiver = Receiver::start(OtlpProtocol::Grpc, Some(ServerTlsConfig::new().identity(identity)));
     let token_file = Some(keys.path().join("token"));
     std::fs::write(keys.path().join("token"), "s3cret\n").expect("written");

@@ -1,16 +1,15 @@
 //! `tapioctl deliveries`, of a whole server.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tapio_server::deliver::{DeliverSection, OtlpProtocol};
 
 use super::receiver::{Receiver, Reply};
-use crate::cluster_whole::{findings_when, ship};
+use crate::cluster_whole::{findings_when, ship, when};
 use crate::correlate_node::{Node, SECOND};
 use crate::programs::{output, printed, tapioctl};
-use crate::whole_server::{LIMIT, Whole};
+use crate::whole_server::Whole;
 
 /// A node on which a workload died at a second.
 fn death(node: &str, workload: &str, second: u64) -> Node {
@@ -37,16 +36,11 @@ async fn deliveries(server: &Whole, arguments: &[&str]) -> String {
 
 /// Asks until the only sink stands so.
 async fn sink_when(server: &Whole, so: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + LIMIT;
-    loop {
+    let ask = async || {
         let text = deliveries(server, &["-o", "json"]).await;
-        let sink: Value = serde_json::from_str(&text).expect("one sink on one line");
-        if so(&sink) {
-            return sink;
-        }
-        assert!(Instant::now() < deadline, "it did not come about: {sink:#}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        serde_json::from_str(&text).expect("one sink on one line")
+    };
+    when(ask, so).await
 }
 
 fn has(value: &Value, words: &str) -> bool {
