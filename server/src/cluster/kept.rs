@@ -20,9 +20,9 @@ fn failed(error: &dyn std::fmt::Display) -> LogError {
     LogError::JetStream { what: "the findings", error: error.to_string() }
 }
 
-/// Whether it can be a finding that a leader wrote.
-fn is_whole(finding: &Finding) -> bool {
-    !finding.id.is_empty() && (0.0..=1.0).contains(&finding.confidence)
+/// Whether a finding can be one of this program's: somebody may have edited what was kept.
+pub(crate) fn is_sound(finding: &Finding) -> bool {
+    !finding.id.is_empty() && (0.0..=1.0).contains(&finding.confidence) && finding.published_ns < u64::MAX / 2
 }
 
 /// Reads the last version of each finding that is kept. What cannot be read is left out.
@@ -61,7 +61,7 @@ impl Kept {
             let message = log::next_within(&mut messages, READ_TIMEOUT).await.map_err(|error| failed(&error))?;
             let seq = message.info().map_err(|error| failed(&error))?.stream_sequence;
             // Bytes that are no finding, such as none at all, may decode as one.
-            if let Some(finding) = Finding::decode(message.payload.clone()).ok().filter(is_whole) {
+            if let Some(finding) = Finding::decode(message.payload.clone()).ok().filter(is_sound) {
                 take(finding);
             }
             self.position = Some(Position { created_ns, seq });

@@ -26,7 +26,7 @@ mod running;
 pub use config::{ClusterSection, ClusterTls};
 pub(crate) use connections::Connections;
 pub use coverage::Coverage;
-pub(crate) use kept::read_all as read_kept;
+pub(crate) use kept::{is_sound, read_all as read_kept};
 pub use leader::{Leadership, Term, Timing};
 pub use link::Link;
 pub(crate) use log::MESSAGE_BYTES_MAX;

@@ -27,6 +27,7 @@ use tapio_wire::service::Finding;
 pub use super::journal_metrics::JournalMetrics;
 use super::regular_file;
 use super::store::{Change, FindingStore, WATCH_BACKLOG};
+use crate::cluster::is_sound;
 use crate::vitals::{Pulse, Sign};
 
 /// A journal that is longer becomes `findings.jsonl.1`, and the one before that goes.
@@ -78,11 +79,6 @@ pub struct Recorded {
     pub unreadable: u64,
     /// Files that could not be read, and why.
     pub failed: Vec<(PathBuf, io::Error)>,
-}
-
-/// Whether a finding can be one of this program's: somebody may have edited the file.
-fn is_sound(finding: &Finding) -> bool {
-    !finding.id.is_empty() && (0.0..=1.0).contains(&finding.confidence) && finding.published_ns < u64::MAX / 2
 }
 
 /// Reads the journal of a directory; an absent one says nothing.
