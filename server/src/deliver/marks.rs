@@ -24,7 +24,7 @@ pub enum MarkState {
     Intent,
     /// The receiver has it.
     Confirmed,
-    /// The receiver refused it again and again.
+    /// The receiver refused it for good, or several times.
     Refused,
 }
 

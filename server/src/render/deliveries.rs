@@ -8,7 +8,7 @@ use tapio_wire::service::{DeliveryItem, DeliveryStatus, StatusResponse};
 use super::layout::{Style, clean, table};
 use super::time::{for_people, rfc3339};
 
-/// Every sink on the server that leads; all servers' where none of them has done anything.
+/// Every sink on each server that has delivered, failed or given up something; on all servers where none has.
 fn shown(status: &StatusResponse) -> Vec<&DeliveryStatus> {
     let has_worked = |sink: &&DeliveryStatus| {
         sink.delivered + sink.failed + sink.waiting > 0 || !sink.given_up.is_empty() || !sink.trouble.is_empty()

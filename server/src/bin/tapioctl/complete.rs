@@ -2,7 +2,8 @@
 //!
 //! What enters: the command line so far, by way of the shell's function. What leaves: ids of findings, and what `why` may be asked
 //! about: pods, workloads and nodes of findings. What must hold: whoever types waits no longer than [`PATIENCE`]. A server that
-//! does not answer completes nothing, without a word. Names come from workloads, so none with an odd character is offered.
+//! does not answer leads to no completion and to no error. Workloads choose names, so one with a character that a shell could act on is
+//! left out.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

@@ -89,7 +89,9 @@ impl OtlpSection {
     pub(super) fn address(&self) -> Result<Address, String> {
         let mut address = address(&self.url, "deliver.otlp.token_file")?;
         if address.path.contains('?') {
-            return Err(format!("`{}` must have no query", self.url));
+            // It may be a secret.
+            let without = self.url.split('?').next().unwrap_or_default();
+            return Err(format!("`{without}` must have no query"));
         }
         let path = address.path.trim_end_matches('/');
         address.path = match self.protocol {
