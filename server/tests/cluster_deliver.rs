@@ -318,6 +318,30 @@ fn marks_that_nats_has_lost_cost_repeats_and_no_finding() {
     until_delivered(&receiving, || a.findings());
 }
 
+#[test]
+fn what_is_withdrawn_is_told_though_marks_are_lost() {
+    let Some(mut nats) = Nats::start() else { return };
+    let receiving = Receiving::start(&[]);
+    let of_a = section(&nats, "a");
+    let a = Member::begin_with(of_a.clone(), timing());
+    let _deliverer = deliverer(&a, &of_a, &receiving.section());
+    let mut node = Node::new("n1");
+    limit_kill(&mut node, 100, 100 * SECOND);
+    a.deliver(&node);
+    until_delivered(&receiving, || a.findings());
+    let first = a.findings().remove(0).id;
+    nats.kill();
+    until("nobody leads", || a.cluster.leadership().term().is_none().then_some(()));
+    // A second death: both are one finding from now on.
+    let from = node.frames.len();
+    limit_kill(&mut node, 101, 160 * SECOND);
+    a.deliver_part(&node, from..node.frames.len());
+    a.findings_when(|found| found.len() == 1 && found[0].count == 2);
+    nats.restart_empty();
+    let is_withdrawal = |posted: &Posted| posted.finding == first && posted.content["withdrawn"] == true;
+    until("it is withdrawn", || receiving.confirmed().iter().any(is_withdrawal).then_some(()));
+}
+
 fn webhook(receiving: &Receiving) -> DeliverSection {
     DeliverSection { webhook: Some(receiving.section()), ..DeliverSection::default() }
 }

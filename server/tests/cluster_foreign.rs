@@ -74,3 +74,12 @@ fn a_lease_of_the_last_term_ends_no_server() {
     let again = until("a leads again", || a.cluster.leadership().term().filter(|led| led.number() > term));
     assert!(again.number() < u64::MAX / 2 && again.is_valid_now(), "{}", again.number());
 }
+
+#[test]
+fn two_servers_of_one_name_are_told_of() {
+    let Some(nats) = Nats::start() else { return };
+    let servers = ["a", "b", "a"].map(|name| Member::begin_with(section(&nats, name), timing()));
+    for server in &servers {
+        until("it is noticed", || (server.cluster.link().namesakes() == ["a"]).then_some(()));
+    }
+}

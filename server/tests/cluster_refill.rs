@@ -6,7 +6,8 @@ use crate::cluster_faults::{own_status, through, until_undisturbed};
 use crate::cluster_support::*;
 use crate::cluster_whole::{findings_when, ship};
 use crate::correlate_node::{Node, SECOND};
-use crate::whole_server::Whole;
+use crate::whole_server::{Stream, Whole, hello};
+use tokio::sync::watch;
 
 /// How long a server is waited for that ends beside a log which takes nothing. It takes some 2 s here.
 const HELD: Duration = Duration::from_secs(120);
@@ -40,6 +41,70 @@ async fn a_lost_log_of_many_frames_is_refilled_by_all() {
         server.until_metric("tapio_server_log_healing_seconds", &[], |value| value == 0.0).await;
     }
     // Whoever joins now knows only what the log says.
+    let c = Whole::start(|config| config.cluster = section(&nats, "c")).await;
+    until_undisturbed(&[&a, &b, &c], &wanted).await;
+    for server in [a, b, c] {
+        server.pipeline.shutdown().await.expect("a good end");
+    }
+}
+
+/// Ships a node's frames one by one, and says after each that it is durable.
+async fn ship_slowly(server: &Whole, node: &Node, durable: &watch::Sender<usize>) {
+    let mut stream =
+        Stream::open(server.channel().await, "", hello(&node.node.name, node.epoch)).await.expect("opened");
+    stream.welcome().await.expect("welcome");
+    for (place, bytes) in node.bytes.iter().enumerate() {
+        stream.frame(bytes.clone()).await;
+        stream.acknowledged(place as u64 + 1).await;
+        durable.send_replace(place + 1);
+    }
+}
+
+/// Whatever the log had taken of a death, and wherever its frame was when the log was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_lost_under_load_costs_no_death() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (first, second) = many_deaths();
+    let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
+    let a = Whole::start(|config| config.cluster = section(&nats, "a")).await;
+    let b = Whole::start(|config| config.cluster = section(&nats, "b")).await;
+    let (durable, _) = watch::channel(0);
+    let losing = async {
+        for at in [3, 6] {
+            let reached = durable.subscribe().wait_for(|count| *count >= first.bytes.len() * at / 10).await.is_ok();
+            assert!(reached);
+            nats.restart_empty();
+        }
+    };
+    let (other, _) = watch::channel(0);
+    tokio::join!(ship_slowly(&a, &first, &durable), ship_slowly(&b, &second, &other), losing);
+    until_undisturbed(&[&a, &b], &wanted).await;
+    // Whoever joins now knows only what the log says.
+    let c = Whole::start(|config| config.cluster = section(&nats, "c")).await;
+    until_undisturbed(&[&a, &b, &c], &wanted).await;
+    for server in [a, b, c] {
+        server.pipeline.shutdown().await.expect("a good end");
+    }
+}
+
+/// NATS was killed before its last messages were on its disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_end_of_the_log_had_is_republished() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (first, second) = many_deaths();
+    let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
+    let a = Whole::start(|config| config.cluster = section(&nats, "a")).await;
+    let b = Whole::start(|config| config.cluster = section(&nats, "b")).await;
+    ship(&a, &first, 0).await;
+    findings_when(&b, |found| found.iter().map(|one| one.count).sum::<u32>() == 200).await;
+    let earlier = nats.restart_saving();
+    ship(&b, &second, 0).await;
+    until_undisturbed(&[&a, &b], &wanted).await;
+    nats.restart_with(&earlier);
+    for server in [&a, &b] {
+        server.until_metric("tapio_server_log_rebuilds_total", &[], |value| value >= 2.0).await;
+        server.until_metric("tapio_server_log_healing_seconds", &[], |value| value == 0.0).await;
+    }
     let c = Whole::start(|config| config.cluster = section(&nats, "c")).await;
     until_undisturbed(&[&a, &b, &c], &wanted).await;
     for server in [a, b, c] {

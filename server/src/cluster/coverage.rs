@@ -138,7 +138,8 @@ impl Node {
         let Some(next) = self.stretches.remove(at + 1) else { return };
         let Some(first) = self.stretches.get_mut(at) else { return };
         // Each server counts between frames that it saw itself; what was lost between the two is counted here.
-        if next.from.seq == first.to.seq + 1 && next.from_server != first.to_server {
+        let is_empty = next.to.seq < next.from.seq;
+        if next.from.seq == first.to.seq + 1 && next.from_server != first.to_server && !is_empty {
             let lost = next.from.dropped.since(first.to.dropped);
             if lost.any() {
                 let (from_ns, to_ns) = (first.to.boottime_ns, next.from.boottime_ns.max(first.to.boottime_ns + 1));
@@ -207,6 +208,20 @@ mod tests {
         // The same server's own counts are reported separately.
         coverage.take("b", &covered(7, point(21, 9), point(30, 9), false));
         assert_eq!(coverage.lost(node(), 0, 5000).events, 5);
+    }
+
+    #[test]
+    fn what_went_elsewhere_is_missing_before_any_frame_is_covered() {
+        let mut coverage = Coverage::default();
+        coverage.take("a", &covered(7, point(1, 0), point(9, 3), false));
+        coverage.take("b", &Covered::from_here(NodeRef::named("n"), 7, point(11, 8)));
+        assert!(coverage.lost(node(), 950, 1050).open_interval && !coverage.has(node(), 7, 11));
+        assert_eq!(coverage.nodes_of("b"), ["n"]);
+        coverage.take("a", &covered(7, point(10, 3), point(10, 3), false));
+        assert_eq!(coverage.lost(node(), 0, 5000), Lost::default());
+        assert!(!coverage.has(node(), 7, 11));
+        coverage.take("b", &covered(7, point(11, 8), point(12, 8), false));
+        assert_eq!(coverage.lost(node(), 0, 5000).events, 5, "counted once");
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Kept {
             if let Some(finding) = Finding::decode(message.payload.clone()).ok().filter(is_sound) {
                 take(finding);
             }
-            self.position = Some(Position { created_ns, seq });
+            self.position = Some(Position { created_ns, seq, written_ns: None });
             if seq >= last_seq {
                 return Ok(());
             }

@@ -1,13 +1,18 @@
 //! What the publisher, the reader and the rest of the server know of one another.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tapio_wire::program::clock::now_ns;
 use tokio::sync::{Notify, watch};
 
 use super::connections::Connections;
 use super::outgoing::Outgoing;
+
+/// How long it is said that two servers have one name, after both said something.
+const NAMESAKES_FOR: Duration = Duration::from_secs(60);
 
 /// State that the publisher, the reader and the server share.
 pub struct Link {
@@ -29,6 +34,8 @@ pub struct Link {
     pub rebuilds: AtomicU64,
     /// How often the log had deleted messages that were not read yet.
     pub fell_behind: AtomicU64,
+    /// How often the reader found that the log had lost messages, or was another one.
+    pub losses_seen: AtomicU64,
     /// Nothing more is published.
     pub frozen: AtomicBool,
     /// The reader is to start again, and how often it was asked to: what it read before that does not count.
@@ -50,6 +57,8 @@ pub struct Link {
     /// The archive could not be read when it was gone through last.
     pub cannot_heal: AtomicBool,
     troubles: Mutex<Troubles>,
+    /// Names that two servers have at once, and when that was seen last, nanoseconds since 1970.
+    namesakes: Mutex<BTreeMap<String, u64>>,
     /// What is logged of this server's connections to NATS.
     pub(super) connections: Arc<Connections>,
 }
@@ -88,6 +97,7 @@ impl Default for Link {
             overflowed: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
             fell_behind: AtomicU64::new(0),
+            losses_seen: AtomicU64::new(0),
             frozen: AtomicBool::new(false),
             rebuild: Notify::new(),
             generation: AtomicU64::new(0),
@@ -101,6 +111,7 @@ impl Default for Link {
             heal: Notify::new(),
             cannot_heal: AtomicBool::new(false),
             troubles: Mutex::default(),
+            namesakes: Mutex::default(),
             connections: Arc::default(),
         }
     }
@@ -244,6 +255,22 @@ impl Link {
         healing.since = None;
         self.is_whole.send_replace(true);
         true
+    }
+
+    /// Two servers have this name.
+    pub(super) fn note_namesake(&self, name: &str, at_ns: u64) {
+        let mut namesakes = self.namesakes.lock().unwrap_or_else(PoisonError::into_inner);
+        if namesakes.insert(name.to_owned(), at_ns).is_none() {
+            tracing::error!(name, "two servers have this name: give each another cluster.server");
+        }
+    }
+
+    /// Names that two servers had at once within the last minute.
+    pub fn namesakes(&self) -> Vec<String> {
+        let since_ns = now_ns().saturating_sub(NAMESAKES_FOR.as_nanos() as u64);
+        let mut namesakes = self.namesakes.lock().unwrap_or_else(PoisonError::into_inner);
+        namesakes.retain(|_, at_ns| *at_ns >= since_ns);
+        namesakes.keys().cloned().collect()
     }
 
     fn lock_troubles(&self) -> MutexGuard<'_, Troubles> {

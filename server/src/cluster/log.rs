@@ -13,15 +13,18 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
 use async_nats::jetstream::context::{Context, ContextBuilder, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::kv::Store;
-use async_nats::jetstream::stream::{self, DiscardPolicy, Source, StorageType, Stream};
-use async_nats::{Auth, AuthError, ConnectOptions};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{self, DiscardPolicy, LastRawMessageErrorKind, Source, StorageType, Stream};
+use async_nats::{Auth, AuthError, ConnectOptions, HeaderMap};
 use futures::StreamExt as _;
 use tapio_wire::event::EntityId;
 use tapio_wire::program::backoff;
@@ -44,6 +47,8 @@ const FINDINGS_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 const FINDINGS_BYTES_MAX: i64 = 128 << 20;
 /// Who wrote a message, also one that cannot be read.
 pub const SERVER_HEADER: &str = "Tapio-Server";
+/// What a message rests on: see [`Ground`].
+pub const GROUND_HEADER: &str = "Tapio-Ground";
 /// The largest message.
 pub const MESSAGE_BYTES_MAX: usize = 512 << 10;
 
@@ -126,6 +131,63 @@ pub struct Bucket {
     pub value_bytes_max: i32,
 }
 
+/// The last message of a server that the log took: what lacks it has lost something.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// When the log was made, nanoseconds since 1970: another one has another moment.
+    pub created_ns: i128,
+    pub seq: u64,
+    /// Its id.
+    pub id: String,
+}
+
+/// The log in which lies what a message relies on, and how far into it. What says how far frames reach counts nowhere else: the
+/// clues of these frames would be missing there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ground {
+    pub created_ns: i128,
+    /// The last message that the writer knew to be taken.
+    pub seq: u64,
+}
+
+impl Ground {
+    /// As a header says it.
+    pub fn header(self) -> String {
+        format!("{:x} {}", self.created_ns, self.seq)
+    }
+
+    /// What a header says; [`None`] where nothing can be read.
+    fn of(header: &str) -> Option<Self> {
+        let (created, seq) = header.split_once(' ')?;
+        Some(Self { created_ns: i128::from_str_radix(created, 16).ok()?, seq: seq.parse().ok()? })
+    }
+
+    /// Whether it is under a message of this log at this place.
+    fn is_under(self, created_ns: i128, seq: u64) -> bool {
+        self.created_ns == created_ns && self.seq < seq
+    }
+}
+
+/// Whether a message was written to follow what is in this log. One of an older version does not say so, and is believed.
+pub fn follows(headers: Option<&HeaderMap>, created_ns: i128, seq: u64) -> bool {
+    match headers.and_then(|headers| headers.get(GROUND_HEADER)) {
+        Some(ground) => Ground::of(ground.as_str()).is_some_and(|ground| ground.is_under(created_ns, seq)),
+        None => true,
+    }
+}
+
+/// The message at a place of a stream; [`None`] where there is none any more.
+///
+/// # Errors
+/// [`LogError::JetStream`] when NATS does not answer.
+pub async fn message_at(stream: &Stream, seq: u64) -> Result<Option<StreamMessage>, LogError> {
+    match stream.get_raw_message(seq).await {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(None),
+        Err(error) => Err(jetstream("a message")(error.into())),
+    }
+}
+
 /// A connection to the log.
 pub struct Log {
     pub context: Context,
@@ -154,6 +216,16 @@ impl Log {
         };
         let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).backpressure_on_inflight(true).build(client);
         Ok(Self { context, names: Names::new(config), config: config.clone(), keep })
+    }
+
+    /// Whether the connection has broken since it was made, and NATS may have lost what it had.
+    pub fn has_broken(&self) -> bool {
+        self.context.client().connection_state() != State::Connected || self.connects() > 1
+    }
+
+    /// How often it was connected: again and again, by itself, when the connection breaks.
+    pub fn connects(&self) -> u64 {
+        self.context.client().statistics().connects.load(Ordering::Acquire)
     }
 
     /// What NATS takes in one message.
@@ -356,4 +428,26 @@ async fn options(config: &ClusterSection, connections: &Arc<Connections>) -> Res
             let connections = Arc::clone(&connections);
             async move { connections.note(&event) }
         }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_follows_only_what_its_own_log_has() {
+        let ground = Ground { created_ns: 1_796_043_538_878_806_081, seq: 41 };
+        assert_eq!(Ground::of(&ground.header()), Some(ground));
+        let headers = |ground: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(GROUND_HEADER, ground);
+            headers
+        };
+        let own = headers(&ground.header());
+        assert!(follows(Some(&own), ground.created_ns, 42));
+        assert!(!follows(Some(&own), ground.created_ns, 41), "the log has lost its end");
+        assert!(!follows(Some(&own), ground.created_ns + 1, 42), "another log");
+        assert!(!follows(Some(&headers("x")), ground.created_ns, 42));
+        assert!(follows(None, ground.created_ns, 42), "an older version says nothing");
+    }
 }

@@ -44,6 +44,13 @@ struct Heard {
     address: String,
 }
 
+impl Heard {
+    /// Whether it is at the address where the other one was.
+    fn took_over(&self, other: &Self) -> bool {
+        self.address == other.address && !self.address.is_empty() && self.at_ns > other.at_ns
+    }
+}
+
 /// Another server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Other {
@@ -96,10 +103,11 @@ impl ClusterLosses {
     pub fn others(&self, own: &str) -> Vec<Other> {
         let inner = self.lock();
         let others = inner.heard.iter().filter(|(server, _)| *server != own);
+        let is_taken = |heard: &Heard| inner.heard.values().any(|other| other.took_over(heard));
         others
             .map(|(server, heard)| Other {
                 server: server.clone(),
-                address: heard.address.clone(),
+                address: if is_taken(heard) { String::new() } else { heard.address.clone() },
                 heard_ns: heard.at_ns,
                 is_silent: inner.silent.contains(server),
                 nodes: inner.coverage.nodes_of(server),
@@ -185,8 +193,14 @@ impl Inner {
         }
         let age = |heard_ns: u64| Duration::from_nanos(at_ns.saturating_sub(heard_ns));
         let coverage = &self.coverage;
+        let has_silent = self.heard.values().any(|heard| age(heard.at_ns) >= SILENT_AFTER);
+        let all: Vec<Heard> = if has_silent { self.heard.values().cloned().collect() } else { Vec::new() };
         self.heard.retain(|server, heard| {
             let age = age(heard.at_ns);
+            // It came back under another name. What is missing of its nodes is known by their frames.
+            if age >= SILENT_AFTER && all.iter().any(|other| other.took_over(heard)) {
+                return false;
+            }
             age < GONE_AFTER || age < FORGOTTEN_AFTER && !coverage.nodes_of(server).is_empty()
         });
         self.unread.retain(|server, unread_ns| {
@@ -264,6 +278,15 @@ mod tests {
         losses.heard("c", "", 202 * S);
         losses.heard("a", "", 230 * S);
         assert_eq!(losses.silent(), ["c"]);
+        // The same server, killed and named otherwise.
+        losses.heard("d", "10.0.0.4:9090", 231 * S);
+        losses.heard("e", "10.0.0.4:9090", 232 * S);
+        let addresses: Vec<_> = losses.others("a").into_iter().map(|other| (other.server, other.address)).collect();
+        let of = |server: &str, address: &str| (server.to_owned(), address.to_owned());
+        assert_eq!(addresses, [of("c", ""), of("d", ""), of("e", "10.0.0.4:9090")], "nobody is asked twice");
+        losses.heard("e", "10.0.0.4:9090", 250 * S);
+        assert!(losses.others("a").iter().all(|other| other.server != "d") && losses.silent() == ["a", "c"]);
+        losses.left("e", 251 * S);
         losses.heard("a", "", 400 * S);
         assert!(losses.silent().is_empty(), "no node had shipped to it last");
     }

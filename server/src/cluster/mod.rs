@@ -18,6 +18,7 @@ mod leader;
 mod link;
 mod log;
 mod losses;
+mod namesakes;
 mod outgoing;
 mod publisher;
 mod reader;

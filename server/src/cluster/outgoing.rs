@@ -50,6 +50,8 @@ struct Inner {
     /// What is in the log already, while frames come out of the archive.
     known: Option<Coverage>,
     left_out: u64,
+    /// By node and epoch: the last of the frames that only the archive can publish as covered, and it may not be durable there yet.
+    owed: HashMap<(u64, u64), u64, RandomState>,
     /// What was taken is not handed on yet.
     is_passing: bool,
     /// Whoever has something to say waits for room: it comes out of the archive.
@@ -73,6 +75,10 @@ struct Pending {
 struct Epoch {
     node: NodeRef,
     epoch: u64,
+    /// The last frame that went to the shards.
+    last_seq: u64,
+    /// The log says from where on this server has its frames.
+    is_announced: bool,
     pending: VecDeque<Pending>,
     /// The first frame since, and the last one that is done.
     done: Option<(Point, Point, bool)>,
@@ -83,7 +89,16 @@ struct Epoch {
 
 impl Epoch {
     fn new(node: NodeRef, epoch: u64) -> Self {
-        Self { node, epoch, pending: VecDeque::new(), done: None, published: Instant::now(), is_urgent: false }
+        Self {
+            node,
+            epoch,
+            last_seq: 0,
+            is_announced: false,
+            pending: VecDeque::new(),
+            done: None,
+            published: Instant::now(),
+            is_urgent: false,
+        }
     }
 
     /// Takes up what is done from the first pending frame on. Returns stretches that end before a frame that is incomplete.
@@ -125,6 +140,7 @@ impl Outgoing {
                 nodes: HashMap::default(),
                 known: None,
                 left_out: 0,
+                owed: HashMap::default(),
                 is_passing: false,
                 waits: false,
                 is_closed: false,
@@ -193,6 +209,36 @@ impl Outgoing {
         covered.sort_unstable_by_key(|covered| (covered.node.id, covered.epoch));
         entries.extend(covered.into_iter().map(Entry::Covered));
         entries
+    }
+
+    /// The log that took entries has lost them: none of the frames so far is published as covered, but by what comes out of the
+    /// archive.
+    pub fn forget_covered(&self) {
+        let mut inner = self.lock();
+        let Inner { entries, nodes, known, owed, .. } = &mut *inner;
+        entries.retain(|entry| !matches!(entry, Entry::Covered(covered) if !covered.is_empty()));
+        if let Some(known) = known {
+            *known = Coverage::default();
+        }
+        for (node, epochs) in nodes {
+            for epoch in epochs {
+                (epoch.done, epoch.is_urgent, epoch.is_announced) = (None, false, false);
+                epoch.pending.iter_mut().for_each(|frame| frame.is_incomplete = true);
+                owed.insert((*node, epoch.epoch), epoch.last_seq);
+            }
+        }
+    }
+
+    /// Whether the log still lacks frames that the archive must publish.
+    pub fn owes(&self, known: &Coverage) -> bool {
+        let owed = &mut self.lock().owed;
+        owed.retain(|(node, epoch), seq| !known.has(*node, *epoch, *seq));
+        !owed.is_empty()
+    }
+
+    /// Frames that did not become durable come again from their collectors.
+    pub fn forget_owed(&self) {
+        self.lock().owed.clear();
     }
 
     /// No frame comes any more: what is done is published as covered at once.
@@ -264,8 +310,11 @@ impl Inner {
             return true;
         }
         self.left_out += 1;
-        if let Some(frame) = about.and_then(|about| self.frame(about)) {
+        let Some((node, epoch, seq)) = about else { return false };
+        if let Some(frame) = self.frame((node, epoch, seq)) {
             frame.is_incomplete = true;
+            let last = self.owed.entry((node, epoch)).or_insert(seq);
+            *last = seq.max(*last);
         }
         false
     }
@@ -325,19 +374,23 @@ impl ClueBus for Outgoing {
             return;
         }
         let dropped = Dropped::of(begun.frame.ledger());
-        let epochs = inner.nodes.entry(header.node).or_default();
+        let Inner { nodes, entries, .. } = &mut *inner;
+        let epochs = nodes.entry(header.node).or_default();
         if epochs.iter().all(|known| known.epoch != header.epoch) {
             epochs.push(Epoch::new(begun.node.clone(), header.epoch));
         }
         if let Some(epoch) = epochs.iter_mut().find(|known| known.epoch == header.epoch) {
             epoch.node = begun.node.clone();
+            epoch.last_seq = header.seq;
+            let (seq, boottime_ns, realtime_ns) = (header.seq, header.boottime_ns, header.realtime_ns);
+            let point = Point { seq, boottime_ns, realtime_ns, dropped };
+            if !std::mem::replace(&mut epoch.is_announced, true) {
+                // Before anything of it: what went elsewhere before is missing until somebody has it.
+                let here = Covered::from_here(begun.node.clone(), header.epoch, point);
+                entries.push_back(Entry::Covered(here));
+            }
             epoch.pending.push_back(Pending {
-                point: Point {
-                    seq: header.seq,
-                    boottime_ns: header.boottime_ns,
-                    realtime_ns: header.realtime_ns,
-                    dropped,
-                },
+                point,
                 is_final: header.is_final,
                 is_done: false,
                 led_to_entry: false,

@@ -15,9 +15,10 @@ use tapio_wire::program::clock::now_ns;
 use tokio::sync::watch;
 
 use super::config::ClusterSection;
-use super::flight::{self, Flight, Landed, Sent};
+use super::flight::{self, Connection, Failed, Flight, Landed, Sent};
 use super::link::Link;
-use super::log::{Log, MESSAGE_BYTES_MAX, Names};
+use super::log::{MESSAGE_BYTES_MAX, Names, Taken};
+use super::namesakes::message_id;
 use super::outgoing::{ENTRIES_TOGETHER, Outgoing};
 use crate::correlate::batch::{Batch, Entry};
 use crate::correlate::clue::ClueDetail;
@@ -57,6 +58,15 @@ struct Waiting {
     closes: bool,
 }
 
+/// Whether it is sent when everything before it was taken.
+fn closes(entry: &Entry) -> bool {
+    match entry {
+        Entry::Covered(covered) => !covered.is_empty(),
+        Entry::Leaving => true,
+        _ => false,
+    }
+}
+
 /// Nobody is left waiting when the publisher ends, also by a panic.
 struct Closing(Arc<Outgoing>, Arc<Link>);
 
@@ -92,6 +102,10 @@ pub struct Publisher {
     /// What NATS takes.
     message_bytes_max: usize,
     number: u64,
+    /// What the log took last.
+    taken: Option<Taken>,
+    /// How often the reader had found that the log lost something, when that was last looked at.
+    losses: u64,
     said: Instant,
     /// When the log last took a message, or one began to wait.
     moved: Instant,
@@ -134,6 +148,8 @@ impl Publisher {
             unread_bytes: 0,
             message_bytes_max: MESSAGE_BYTES_MAX - HEADER_BYTES,
             number: 0,
+            taken: None,
+            losses: 0,
             said: Instant::now(),
             moved: Instant::now(),
             behind: None,
@@ -147,7 +163,7 @@ impl Publisher {
 
     /// Publishes until `ended`, and then what is left.
     pub async fn run(mut self, mut ended: watch::Receiver<bool>) {
-        let mut log: Option<Log> = None;
+        let mut connection: Option<Connection> = None;
         let mut flight: Option<Flight> = None;
         let mut failures = 0_u32;
         let mut retry_at = Instant::now();
@@ -173,17 +189,17 @@ impl Publisher {
                 return;
             }
             if flight.is_none() && !self.waiting.is_empty() && Instant::now() >= retry_at {
-                flight = Some(self.take_off(log.take()));
+                flight = Some(self.take_off(connection.take()));
             }
             tokio::select! {
-                (connection, landed, outcome) = async { match &mut flight { Some(flight) => flight.await, None => std::future::pending().await } } => {
+                (connected, landed, outcome) = async { match &mut flight { Some(flight) => flight.await, None => std::future::pending().await } } => {
                     flight = None;
-                    log = connection;
-                    if let Some(log) = &log {
-                        self.message_bytes_max = MESSAGE_BYTES_MAX.min(log.max_payload()) - HEADER_BYTES;
+                    connection = connected;
+                    if let Some(connection) = &connection {
+                        self.message_bytes_max = MESSAGE_BYTES_MAX.min(connection.max_payload()) - HEADER_BYTES;
                     }
                     if let Some((count, landed)) = landed {
-                        self.landed(count, &landed);
+                        self.landed(count, landed);
                     }
                     match outcome {
                         Ok(()) => {
@@ -192,7 +208,8 @@ impl Publisher {
                                 tracing::info!("publishing to the servers' log");
                             }
                         }
-                        Err(error) => {
+                        Err(Failed::Lost) => self.forget_log(),
+                        Err(Failed::Error(error)) => {
                             failures += 1;
                             retry_at = Instant::now() + RETRY_MAX.min(Duration::from_millis(50 << failures.min(5)));
                             if self.link.set_trouble(Some(error.clone())) {
@@ -259,7 +276,7 @@ impl Publisher {
                     has_facts = true;
                     self.enqueue(self.names.fact(node, id), vec![entry], false);
                 }
-                None if matches!(entry, Entry::Covered(_) | Entry::Leaving) => closing.push(entry),
+                None if closes(&entry) => closing.push(entry),
                 None => others.push(entry),
             }
         }
@@ -318,9 +335,53 @@ impl Publisher {
         let _ = self.finder.send(Message::FromLog(LogUpdate::Batch(Box::new(batch), now_ns())));
     }
 
+    /// What the log took is gone from it, or it is another log: no frame counts as published whose clues may be missing there.
+    fn forget_log(&mut self) {
+        tracing::warn!("the servers' log has lost messages of this server: republishing them from the archive");
+        self.taken = None;
+        for known in [Some(Arc::clone(&self.outgoing)), self.link.healing()].into_iter().flatten() {
+            known.forget_covered();
+        }
+        let says_reach = |payload: &Bytes| {
+            let entries = Batch::decode(payload).map_or(Vec::new(), |batch| batch.entries);
+            entries.iter().any(|entry| matches!(entry, Entry::Covered(_)))
+        };
+        let mut dropped = (0, 0);
+        self.waiting.retain(|waiting| {
+            let keeps = !waiting.closes || !says_reach(&waiting.payload);
+            if !keeps {
+                dropped = (dropped.0 + waiting.payload.len(), dropped.1 + waiting.entries);
+            }
+            keeps
+        });
+        self.waiting_bytes -= dropped.0;
+        self.link.waiting_entries.fetch_sub(dropped.1, Ordering::Relaxed);
+        self.link.waiting.store(self.waiting.len() as u64, Ordering::Release);
+        (self.unread, self.unread_bytes) = (VecDeque::new(), 0);
+        self.link.published_seq.store(0, Ordering::Release);
+        self.needs_healing = true;
+        self.link.expect_healing();
+        // What is known of the log that was must not be taken for what this one has.
+        if !self.link.is_alone() {
+            self.start_reading_again();
+        }
+    }
+
+    fn start_reading_again(&mut self) {
+        self.behind = None;
+        self.reading = (Instant::now(), 0);
+        self.link.generation.fetch_add(1, Ordering::AcqRel);
+        self.link.set_caught_up(false);
+        self.link.rebuild.notify_one();
+    }
+
     /// Sends the first ones off; connects before where that is needed.
-    fn take_off(&mut self, log: Option<Log>) -> Flight {
-        let id = |waiting: &Waiting| format!("{}-{:x}-{}", self.names.server(), self.run, waiting.number);
+    fn take_off(&mut self, connection: Option<Connection>) -> Flight {
+        let losses = self.link.losses_seen.load(Ordering::Acquire);
+        // A new connection looks whether the log has what it took.
+        let connection = connection.filter(|_| losses == self.losses);
+        self.losses = losses;
+        let id = |waiting: &Waiting| message_id(self.names.server(), self.run, waiting.number);
         let mut bytes = 0;
         let fits = |waiting: &&Waiting| {
             let is_first = bytes == 0;
@@ -338,17 +399,19 @@ impl Publisher {
         };
         let messages: Vec<Sent> = self.waiting.iter().take(count).map(sent).collect();
         let (config, keep, connections) = (self.config.clone(), self.keep, Arc::clone(&self.link.connections));
-        flight::take_off(config, keep, connections, log, messages)
+        flight::take_off(config, keep, connections, connection, self.taken.clone(), messages)
     }
 
-    fn landed(&mut self, count: usize, landed: &Landed) {
+    fn landed(&mut self, count: usize, landed: Landed) {
+        let last_seq = landed.last.seq;
+        self.taken = Some(landed.last);
         let mut last = 0;
         for waiting in self.waiting.drain(..count) {
             self.waiting_bytes -= waiting.payload.len();
             self.link.waiting_entries.fetch_sub(waiting.entries, Ordering::Relaxed);
             last = waiting.number.max(last);
             self.unread_bytes += waiting.payload.len();
-            self.unread.push_back((landed.last, waiting.payload));
+            self.unread.push_back((last_seq, waiting.payload));
         }
         let read_seq = self.link.read_seq.load(Ordering::Acquire);
         while self.unread.front().is_some_and(|(seq, _)| *seq <= read_seq) || self.unread_bytes > UNREAD_BYTES_MAX {
@@ -359,26 +422,24 @@ impl Publisher {
         link.waiting.store(self.waiting.len() as u64, Ordering::Release);
         self.moved = Instant::now();
         link.messages_published.fetch_add(count as u64, Ordering::Relaxed);
-        let before = link.published_seq.swap(landed.last, Ordering::AcqRel);
-        if landed.first_new.is_some_and(|seq| seq <= before) {
-            tracing::warn!("the servers' log lost its end: republishing it from the archive");
-            self.needs_healing = true;
-        }
+        let before = link.published_seq.swap(last_seq, Ordering::AcqRel);
+        let has_lost = landed.first_new.is_some_and(|seq| seq <= before);
         if link.is_alone() {
             // What was said until the log was back.
             let until = *self.alone_until.get_or_insert(self.number);
             if last >= until && link.is_reading.load(Ordering::Acquire) {
                 self.alone_until = None;
-                self.behind = None;
-                self.reading = (Instant::now(), 0);
-                link.generation.fetch_add(1, Ordering::AcqRel);
-                link.set_caught_up(false);
-                link.set_alone(false);
-                link.rebuild.notify_one();
+                self.start_reading_again();
+                self.link.set_alone(false);
                 tracing::info!("the servers' log is back: findings are computed again from all servers' evidence");
             }
         }
         self.link.moved.notify_one();
+        if has_lost {
+            self.forget_log();
+            // The connection was made to the log that was.
+            self.losses = u64::MAX;
+        }
         if (self.has_overflowed || self.needs_healing) && self.waiting.is_empty() && !self.link.is_alone() {
             self.has_overflowed = false;
             self.needs_healing = false;
@@ -435,33 +496,4 @@ impl Publisher {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::correlate::batch::{Covered, Point};
-    use crate::correlate::{Dropped, NodeClock, NodeRef};
-
-    #[test]
-    fn the_reach_of_frames_is_sent_after_their_entries() {
-        let node = NodeRef::named("n");
-        let point = |seq| Point { seq, boottime_ns: seq, realtime_ns: seq, dropped: Dropped { events: 0, bulk: 0 } };
-        let entries_of = |seq| {
-            let clock = NodeClock { node: node.clone(), epoch: 1, boottime_ns: seq, realtime_ns: seq };
-            let covered = Covered { node: node.clone(), epoch: 1, from: point(seq), to: point(seq), is_final: false };
-            vec![Entry::Clock(clock), Entry::Covered(covered)]
-        };
-        let (finder, _messages) = InProcessBus::bounded(1);
-        let (outgoing, link) = (Arc::new(Outgoing::new(10)), Arc::default());
-        let (config, keep) = (ClusterSection::default(), Duration::from_secs(60));
-        let mut publisher = Publisher::new(&config, keep, String::new(), outgoing, finder, link);
-        (1..=3).for_each(|seq| publisher.say(entries_of(seq)));
-        drop(publisher.take_off(None));
-        let kind = |waiting: &Waiting| match Batch::decode(&waiting.payload).expect("as it was written").entries[..] {
-            [Entry::Covered(_)] => ("reach", waiting.closes),
-            [Entry::Clock(_)] => ("clock", waiting.closes),
-            _ => ("mixed", waiting.closes),
-        };
-        let order: Vec<_> = publisher.waiting.iter().map(kind).collect();
-        let (clock, reach) = (("clock", false), ("reach", true));
-        assert_eq!(order, [clock, clock, clock, reach, reach, reach]);
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::stream::{Info, Stream};
 use futures::StreamExt;
 use tokio::sync::watch;
@@ -17,7 +18,8 @@ use super::kept::Kept;
 use super::link::Link;
 use super::log::{self, Log, LogError};
 use super::losses::{DELETED, is_rechecked};
-use crate::correlate::batch::{Batch, BatchError};
+use super::namesakes::Namesakes;
+use crate::correlate::batch::{Batch, BatchError, Entry};
 use crate::correlate::{BusClosed, InProcessBus, LogUpdate, Message};
 use tapio_wire::service::Finding;
 
@@ -50,6 +52,8 @@ pub(super) struct Position {
     /// When the log was made.
     pub created_ns: i128,
     pub seq: u64,
+    /// When the message was written; [`None`] where none was read there.
+    pub written_ns: Option<u64>,
 }
 
 /// Where reading begins, and up to which message the log was written by then.
@@ -94,6 +98,7 @@ pub struct Reader {
     /// When the archive was last asked because of a damaged message.
     damaged_at: Option<Instant>,
     kept: Option<Kept>,
+    namesakes: Namesakes,
 }
 
 impl Reader {
@@ -111,6 +116,7 @@ impl Reader {
             has_other_versions: false,
             damaged_at: None,
             kept: None,
+            namesakes: Namesakes::default(),
         }
     }
 
@@ -159,12 +165,10 @@ impl Reader {
         let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
         let created_ns = info.created.unix_timestamp_nanos();
-        let goes_on = self.position.filter(|at| {
-            at.created_ns == created_ns
-                && info.state.first_sequence <= at.seq + 1
-                && at.seq <= info.state.last_sequence
-                && deleted(&info) <= self.deleted
-        });
+        let is_lost = self.is_lost(stream, &info).await.map_err(|error| broken(&error))?;
+        let goes_on = self
+            .position
+            .filter(|at| !is_lost && info.state.first_sequence <= at.seq + 1 && deleted(&info) <= self.deleted);
         // Without a place to go on at, the first message is the one that is there first.
         let Start { generation, target, mut position } = match goes_on {
             Some(_) => Start {
@@ -172,7 +176,7 @@ impl Reader {
                 target: info.state.last_sequence,
                 position: goes_on,
             },
-            None => self.begin_anew(log, stream, &info).await?,
+            None => self.begin_anew(log, stream, &info, is_lost).await?,
         };
         let from_seq = position.map_or(0, |at| at.seq + 1);
         let mut messages = log::read_from(stream, from_seq).await.map_err(|error| broken(&error))?;
@@ -182,6 +186,7 @@ impl Reader {
         if let Some(position) = position {
             self.reached(position.seq, target, generation)?;
         }
+        let mut connects = log.connects();
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.tick().await;
         // Since it was looked last.
@@ -200,6 +205,12 @@ impl Reader {
                     let read_seq = position.map_or(0, |at| at.seq);
                     if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < read_seq {
                         return Err(broken(&"it is another log"));
+                    }
+                    if log.connects() != connects {
+                        connects = log.connects();
+                        if self.is_lost(stream, &info).await.map_err(|error| broken(&error))? {
+                            return Err(broken(&"it has lost its end"));
+                        }
                     }
                     if self.lacks_more(&info) {
                         return Ok(());
@@ -223,8 +234,8 @@ impl Reader {
                 Some(at) if seq <= at.seq => continue,
                 _ => {}
             }
-            self.pass_on(&message, seq, at_ns)?;
-            position = Some(Position { created_ns, seq });
+            self.pass_on(&message, created_ns, seq, at_ns)?;
+            position = Some(Position { created_ns, seq, written_ns: Some(at_ns) });
             has_moved = true;
             self.position = position;
             self.was = position;
@@ -233,16 +244,28 @@ impl Reader {
         }
     }
 
+    /// Whether it is another log than the one that was read, or has lost what was read last: NATS may have lost the end of what it
+    /// had, and have been given other messages in its place.
+    async fn is_lost(&self, stream: &Stream, info: &Info) -> Result<bool, LogError> {
+        let Some(was) = self.was else { return Ok(false) };
+        if was.created_ns != info.created.unix_timestamp_nanos() || was.seq > info.state.last_sequence {
+            return Ok(true);
+        }
+        let Some(written_ns) = was.written_ns else { return Ok(false) };
+        let there = log::message_at(stream, was.seq).await?;
+        Ok(there.is_some_and(|message| message.time.unix_timestamp_nanos() as u64 != written_ns))
+    }
+
     /// Forgets what is known of the log that was, and reads the facts of this one.
-    async fn begin_anew(&mut self, log: &Log, stream: &Stream, info: &Info) -> Result<Start, End> {
+    async fn begin_anew(&mut self, log: &Log, stream: &Stream, info: &Info, is_lost: bool) -> Result<Start, End> {
         let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let created_ns = info.created.unix_timestamp_nanos();
-        let (first_seq, last_seq) = (info.state.first_sequence, info.state.last_sequence);
+        let first_seq = info.state.first_sequence;
         // Before anything is asked for: what is known is of the log that was.
         self.link.set_caught_up(false);
-        let is_lost = |at: Position| at.created_ns != created_ns || at.seq > last_seq;
-        if self.was.is_some_and(is_lost) {
+        if is_lost {
             tracing::warn!("the servers' log was lost: republishing it from the archive");
+            self.link.losses_seen.fetch_add(1, Ordering::AcqRel);
             self.link.ask_for_healing();
         } else if let Some(was) = self.was.filter(|was| first_seq > was.seq + 1) {
             self.fell_behind(first_seq - was.seq - 1);
@@ -265,7 +288,7 @@ impl Reader {
         if self.link.is_alone() {
             return Err(gave_up());
         }
-        self.send(LogUpdate::Rebuild { begins_ns: begins_ns(info) })?;
+        self.send(LogUpdate::Rebuild { begins_ns: begins_ns(info), is_cut: first_seq > 1 })?;
         if self.link.is_alone() {
             self.send(LogUpdate::Alone(log.names.server().to_owned()))?;
             return Err(gave_up());
@@ -273,7 +296,7 @@ impl Reader {
         self.read_facts(log).await?;
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
         let target = info.state.last_sequence;
-        let position = (info.state.messages == 0).then_some(Position { created_ns, seq: target });
+        let position = (info.state.messages == 0).then_some(Position { created_ns, seq: target, written_ns: None });
         Ok(Start { generation, target, position })
     }
 
@@ -305,13 +328,29 @@ impl Reader {
     }
 
     /// Sends the finder what a message says, or that it cannot be read.
-    fn pass_on(&mut self, message: &async_nats::jetstream::Message, seq: u64, at_ns: u64) -> Result<(), BusClosed> {
+    fn pass_on(
+        &mut self,
+        message: &async_nats::jetstream::Message,
+        created_ns: i128,
+        seq: u64,
+        at_ns: u64,
+    ) -> Result<(), BusClosed> {
         if self.missed_ns.is_some_and(|missed_ns| !is_rechecked(missed_ns, at_ns)) {
             self.missed_ns = None;
             self.link.ask_for_healing();
         }
+        let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
+        if let Some(name) = id.and_then(|id| self.namesakes.note(id.as_str(), at_ns)) {
+            self.link.note_namesake(name, at_ns);
+        }
         match Batch::decode(&message.payload) {
-            Ok(batch) => self.send(LogUpdate::Batch(Box::new(batch), at_ns)),
+            Ok(mut batch) => {
+                if !log::follows(message.headers.as_ref(), created_ns, seq) {
+                    // The clues of these frames are in a log that was lost. Its writer sends them again from its archive.
+                    batch.entries.retain(|entry| !matches!(entry, Entry::Covered(_)));
+                }
+                self.send(LogUpdate::Batch(Box::new(batch), at_ns))
+            }
             Err(error) => {
                 let server = message.headers.as_ref().and_then(|headers| headers.get(log::SERVER_HEADER));
                 let server = server.map_or("a server of another version", |server| server.as_str());

@@ -13,6 +13,7 @@ use std::time::Duration;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntCounter, IntGauge};
+use tapio_wire::program::backoff;
 use tokio::runtime;
 use tokio::sync::watch;
 
@@ -31,6 +32,10 @@ const SETTLE_MAX: Duration = Duration::from_secs(30);
 
 /// Between two attempts to go through an archive that could not be read.
 const HEAL_RETRY: Duration = Duration::from_secs(10);
+
+/// How often, and for how long at first, frames are waited for that are not durable yet when the archive is gone through.
+const DISK_WAITS_MAX: u32 = 8;
+const DISK_WAIT: Duration = Duration::from_millis(250);
 
 /// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is asked to stop. Otherwise it
 /// says why it could not.
@@ -95,13 +100,14 @@ impl Cluster {
             signs: Vec::new(),
             server: config.server_name(),
         };
+        let bus = Arc::clone(&outgoing);
         let publisher = Publisher::new(config, keep, address.to_owned(), outgoing, finder.clone(), Arc::clone(&link));
         started.spawn("log-publisher", publisher.run(ended.clone()))?;
         let reader = Reader::new(config, keep, finder.clone(), Arc::clone(&link));
         started.spawn("log-reader", reader.run(ended.clone()))?;
         let election = Election::new(config, keep, timing, leadership, Arc::clone(&link));
         started.spawn("log-leader", election.run(ended.clone()))?;
-        started.spawn("log-healer", heal(link, losses, finder.clone(), entries_max, (healer, HEAL_RETRY), ended))?;
+        started.spawn("log-healer", heal(link, losses, finder.clone(), bus, (healer, HEAL_RETRY), ended))?;
         Ok(started)
     }
 
@@ -219,10 +225,11 @@ async fn heal(
     link: Arc<Link>,
     losses: Arc<ClusterLosses>,
     finder: InProcessBus,
-    entries_max: usize,
+    outgoing: Arc<Outgoing>,
     (healer, retry): (Healer, Duration),
     mut ended: watch::Receiver<bool>,
 ) {
+    let mut waits_for_disk = 0;
     loop {
         tokio::select! {
             () = link.heal.notified() => {}
@@ -236,7 +243,7 @@ async fn heal(
             () = link.read_through() => {}
             _ = ended.wait_for(|is| *is) => return,
         }
-        let healing = Arc::new(Outgoing::new(entries_max));
+        let healing = Arc::new(Outgoing::new(outgoing.entries_max()));
         healing.begin_replay(losses.coverage());
         link.set_healing(Some(Arc::clone(&healing)));
         if link.is_closed.load(Ordering::SeqCst) {
@@ -253,15 +260,31 @@ async fn heal(
         }
         link.cannot_heal.store(healed.is_err(), Ordering::Release);
         // What was not read is no doubt about what was found alone.
-        if let Err(error) = healed {
-            tracing::error!(error, ?retry, "cannot republish what the servers' log lacks: the archive is unreadable");
+        let pause = match healed {
+            Err(error) => {
+                tracing::error!(
+                    error,
+                    ?retry,
+                    "cannot republish what the servers' log lacks: the archive is unreadable"
+                );
+                Some(retry)
+            }
+            Ok(()) if waits_for_disk < DISK_WAITS_MAX && still_owes(&outgoing, &losses, &finder) => {
+                waits_for_disk += 1;
+                Some(backoff::doubled(DISK_WAIT, waits_for_disk, retry))
+            }
+            Ok(()) => None,
+        };
+        if let Some(pause) = pause {
             tokio::select! {
-                () = tokio::time::sleep(retry) => {}
+                () = tokio::time::sleep(pause) => {}
                 _ = ended.wait_for(|is| *is) => return,
             }
             link.ask_for_healing();
             continue;
         }
+        outgoing.forget_owed();
+        waits_for_disk = 0;
         if !link.end_healing() {
             continue;
         }
@@ -269,6 +292,12 @@ async fn heal(
         let _ = finder.send(Message::FromLog(LogUpdate::Confirmed));
         tracing::info!("republished from the archive what the servers' log lacked");
     }
+}
+
+/// Whether frames are missing in the log that were not durable when the archive was gone through.
+fn still_owes(outgoing: &Outgoing, losses: &ClusterLosses, finder: &InProcessBus) -> bool {
+    // What was read is known when the finder has come to it. Without a finder the server ends.
+    outgoing.owes(&losses.coverage()) && finder.barrier().is_ok() && outgoing.owes(&losses.coverage())
 }
 
 /// Registers the metrics of a server that shares no log: they are there, and say that nothing is wrong.
@@ -444,7 +473,8 @@ mod tests {
             })
         };
         let retry = Duration::from_millis(20);
-        let healing = heal(Arc::clone(&link), Arc::default(), finder, 10, (healer, retry), ended);
+        let outgoing = Arc::new(Outgoing::new(10));
+        let healing = heal(Arc::clone(&link), Arc::default(), finder, outgoing, (healer, retry), ended);
         let healing = tokio::spawn(healing);
         tokio::time::timeout(Duration::from_secs(20), link.healed()).await.expect("the second attempt is good");
         assert_eq!(attempts.load(Ordering::SeqCst), 2);

@@ -46,7 +46,8 @@ pub enum Entry {
         seq: u64,
         interval: Interval,
     },
-    /// Everything that a stretch of a node's frames gives occasion to stands in the log before this.
+    /// Everything that a stretch of a node's frames gives occasion to stands in the log before this. One without frames, which ends
+    /// before it begins, stands before what comes next: that the server has the node's frames from there on.
     Covered(Covered),
     /// The server ends in an orderly way.
     Leaving,
@@ -61,6 +62,19 @@ pub struct Covered {
     pub to: Point,
     /// The last frame is the epoch's last one.
     pub is_final: bool,
+}
+
+impl Covered {
+    /// Says only from where on a server has the node's frames.
+    pub fn from_here(node: NodeRef, epoch: u64, from: Point) -> Self {
+        let to = Point { seq: from.seq.saturating_sub(1), ..from };
+        Self { node, epoch, from, to, is_final: false }
+    }
+
+    /// Whether it has no frame.
+    pub fn is_empty(&self) -> bool {
+        self.to.seq < self.from.seq
+    }
 }
 
 /// A frame's place in its stream.

@@ -92,6 +92,8 @@ pub(crate) enum LogUpdate {
     Rebuild {
         /// When the first message of the log was written, nanoseconds since 1970.
         begins_ns: u64,
+        /// Older messages were deleted.
+        is_cut: bool,
     },
     /// The end of the log was reached for the first time since; whether all that there is to say was in it.
     CaughtUp { confirms: bool },

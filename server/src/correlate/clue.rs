@@ -128,6 +128,17 @@ pub struct EvidenceId {
     pub index: u32,
 }
 
+impl EvidenceId {
+    /// Reads what [`Display`](fmt::Display) writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let mut hexadecimal = || u64::from_str_radix(parts.next()?, 16).ok();
+        let (node, epoch) = (hexadecimal()?, hexadecimal()?);
+        let (seq, index) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        parts.next().is_none().then_some(Self { node, epoch, seq, index })
+    }
+}
+
 impl fmt::Display for EvidenceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { node, epoch, seq, index } = self;

@@ -205,6 +205,10 @@ impl Sink for Alertmanager {
         self.section.only.names(finding)
     }
 
+    fn takes_unknown_withdrawals(&self) -> bool {
+        true
+    }
+
     fn when_silenced(&self) -> WhenSilenced {
         WhenSilenced::End
     }

@@ -85,6 +85,11 @@ fn line(finding: &str, mark: &Mark) -> io::Result<Vec<u8>> {
 }
 
 impl Marks for FileMarks {
+    /// It is beside the archive, and lost with it.
+    async fn began_ns(&mut self) -> Result<u64, MarksError> {
+        Ok(0)
+    }
+
     async fn load(&mut self) -> Result<HashMap<String, Known>, MarksError> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,

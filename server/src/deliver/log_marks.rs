@@ -104,6 +104,11 @@ impl Marks for LogMarks {
         self.seen(loaded)
     }
 
+    async fn began_ns(&mut self) -> Result<u64, MarksError> {
+        let created = self.bucket().await?.stream.cached_info().created;
+        Ok(u64::try_from(created.unix_timestamp_nanos()).unwrap_or(0))
+    }
+
     async fn read(&mut self, id: &str) -> Result<Option<Known>, MarksError> {
         let (bucket, key) = (self.bucket().await?, self.key(id));
         let entry = bucket.entry(key).await.map_err(failed);

@@ -101,6 +101,9 @@ pub trait Marks {
     /// All of them.
     async fn load(&mut self) -> Result<HashMap<String, Known>, MarksError>;
 
+    /// Since when there have been marks, nanoseconds since 1970: earlier ones were lost.
+    async fn began_ns(&mut self) -> Result<u64, MarksError>;
+
     /// The mark of one finding.
     async fn read(&mut self, id: &str) -> Result<Option<Known>, MarksError>;
 

@@ -130,6 +130,12 @@ pub trait Sink: Send + Sync {
         true
     }
 
+    /// Whether its receiver can be told that a finding does not stand which it may never have had: of what was delivered before the
+    /// marks were lost nobody knows.
+    fn takes_unknown_withdrawals(&self) -> bool {
+        false
+    }
+
     /// What becomes of findings while they are silenced.
     fn when_silenced(&self) -> WhenSilenced {
         WhenSilenced::Hold

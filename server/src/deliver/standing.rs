@@ -17,6 +17,8 @@ pub(super) type Changes = broadcast::Receiver<Arc<Finding>>;
 /// What is known in one term.
 pub(super) struct Standing {
     pub known: HashMap<String, Known>,
+    /// Since when there have been marks, nanoseconds since 1970.
+    pub marks_began_ns: u64,
     pub queue: Queue,
     /// The last publication that was looked at.
     pub seen_ns: u64,

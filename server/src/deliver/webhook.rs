@@ -84,6 +84,10 @@ impl Sink for Webhook {
         self.section.only.names(finding)
     }
 
+    fn takes_unknown_withdrawals(&self) -> bool {
+        true
+    }
+
     fn deliver<'a>(&'a self, delivery: &'a Delivery) -> Delivering<'a> {
         let body = json!({
             "id": delivery.id,

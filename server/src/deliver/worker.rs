@@ -102,6 +102,7 @@ impl<M: Marks> Worker<M> {
         }
         let mut standing = Standing {
             known: self.marks.load().await?,
+            marks_began_ns: self.marks.began_ns().await?,
             queue: Queue::new(self.source.store.findings_max()),
             seen_ns: 0,
             heard: Vec::new(),
@@ -225,9 +226,8 @@ impl<M: Marks> Worker<M> {
             let is_news = match known {
                 _ if is_held => false,
                 Some(known) => !known.mark.settles(&content, finding.withdrawn),
-                // Its receiver never got it, so there is nothing to withdraw.
                 None if !self.sink.wants(&finding) => false,
-                None if finding.withdrawn => false,
+                None if finding.withdrawn => self.may_be_withdrawn(standing, &finding, news_since),
                 // What was silenced when it was found, and is over, is no news when the silence ends.
                 None => finding.ongoing || self.is_recent(&finding, news_since),
             };
@@ -238,6 +238,13 @@ impl<M: Marks> Worker<M> {
             }
         }
         self.show(standing, None);
+    }
+
+    /// Whether the receiver of a finding without a mark may have it: from before the marks were lost.
+    fn may_be_withdrawn(&self, standing: &Standing, finding: &Finding, news_since: u64) -> bool {
+        // Of what an earlier run withdrew only the id is known.
+        let is_known = finding.ended_ns > 0 && finding.published_ns / 1_000_000_000 >= news_since;
+        is_known && finding.ended_ns < standing.marks_began_ns && self.sink.takes_unknown_withdrawals()
     }
 
     fn is_recent(&self, finding: &Finding, news_since: u64) -> bool {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::clue_store::Noted;
 use super::moment::Moment;
-use super::pattern::Pattern;
+use super::pattern::{Pattern, PatternSet};
 use super::series::{Anchor, Group, Series};
 use crate::correlate::Generations;
 use crate::correlate::clue::EvidenceId;
@@ -20,6 +20,9 @@ const DEATHS_MAX: usize = 65_536;
 const SERIES_MAX: usize = 16_384;
 /// Deaths that are looked at again when the explanation of one death changes.
 const REFUSED_MAX: usize = 16;
+
+/// Stands for the pattern in the id of a death that is a finding by itself.
+pub const ALONE: &str = "death";
 
 /// The deaths that one pattern explains in one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,6 +78,24 @@ pub struct Publication {
     pub count: u32,
     /// When the first of them was, nanoseconds since 1970.
     pub started_realtime_ns: Option<u64>,
+    /// The deaths, as far as they are remembered.
+    pub members: Vec<Arc<Noted>>,
+    scope: u64,
+}
+
+impl Publication {
+    /// The ids that findings of these deaths have where others of them are not known, or came later.
+    pub fn other_ids(&self, patterns: &PatternSet) -> Vec<String> {
+        let of_several = || patterns.patterns().iter().filter(|pattern| pattern.fold || pattern.gathers());
+        let mut ids = Vec::new();
+        for death in &self.members {
+            let (entity, evidence) = (death.clue.entity.id, death.clue.evidence);
+            ids.push(finding_id(ALONE, entity, evidence));
+            ids.extend(of_several().map(|pattern| finding_id(&pattern.id, self.scope, evidence)));
+        }
+        ids.retain(|id| *id != self.id);
+        ids
+    }
 }
 
 /// A finding that no longer stands, and the one that took its place.
@@ -179,7 +200,8 @@ impl Deaths {
             self.leave(old.series, evidence, &mut changed);
         }
         if let Some((new, (_, pattern, explanation))) = new.zip(best) {
-            self.join(new, pattern, death, explanation, &mut changed);
+            let is_known = old.is_some_and(|old| old.series == new.series);
+            self.join(new, pattern, death, explanation, is_known, &mut changed);
         } else {
             self.best.remove(&evidence);
         }
@@ -232,6 +254,7 @@ impl Deaths {
         pattern: &Pattern,
         death: &Arc<Noted>,
         explanation: Explanation,
+        is_known: bool,
         changed: &mut Vec<SeriesKey>,
     ) {
         let evidence = death.clue.evidence;
@@ -242,7 +265,7 @@ impl Deaths {
             Explanation::Alone | Explanation::Alike { .. } => Vec::new(),
         };
         let series = self.series.entry(best.series, || Series::new(pattern));
-        let (before, after) = series.put(Anchor { noted: Arc::clone(death), deaths });
+        let (before, after) = series.put(Anchor { noted: Arc::clone(death), deaths }, is_known);
         for other in before {
             self.uncount(best.series, other, changed);
         }
@@ -292,28 +315,33 @@ impl Deaths {
             let mut counters = self.counters.get(&death).into_iter().flatten();
             counters.any(|counter| counter.priority > priority)
         };
+        series.make_room(is_hidden);
         let groups = series.groups(is_hidden, |death| self.is_explained_above(death, priority));
         let before = std::mem::take(&mut series.published);
-        for group in &groups {
-            let id: Arc<str> = match before.iter().find(|known| known.has_the_name_of(group)) {
+        for group in groups {
+            let id: Arc<str> = match before.iter().find(|known| known.has_the_name_of(&group)) {
                 Some(known) => Arc::clone(&known.id),
-                None => series.name(key.scope, group).into(),
+                None => series.name(key.scope, &group).into(),
             };
             for death in &group.members {
-                let shown = self.shown.entry(*death, || Arc::clone(&id));
+                let shown = self.shown.entry(death.clue.evidence, || Arc::clone(&id));
                 *shown = Arc::clone(&id);
             }
-            let is_new = !before.iter().any(|known| *known.id == *id && known.says(group));
-            if is_new || touched.is_some_and(|touched| group.members.contains(&touched)) {
+            let is_new = !before.iter().any(|known| *known.id == *id && known.says(&group));
+            let is_member = |death: EvidenceId| group.members.iter().any(|member| member.clue.evidence == death);
+            let is_touched = touched.is_some_and(is_member);
+            series.published.push(Group::published(&group, Arc::clone(&id)));
+            if is_new || is_touched {
                 publish.push(Publication {
                     id: id.to_string(),
                     pattern: key.pattern,
-                    last: Arc::clone(&group.last),
+                    last: group.last,
                     count: group.count,
                     started_realtime_ns: group.is_several.then_some(group.first_realtime_ns),
+                    members: group.members,
+                    scope: key.scope,
                 });
             }
-            series.published.push(Group::published(group, id));
         }
         for known in before {
             if !series.published.iter().any(|group| group.id == known.id) {

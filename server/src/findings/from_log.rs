@@ -20,6 +20,9 @@ use crate::correlate::{EntityInfo, Generations, LogUpdate, Topology};
 const SEEN_MAX: usize = 262_144;
 /// Stands for a loss among the kinds of clue.
 const LOST: u8 = u8::MAX;
+/// How often, and for how long after the log was read, it is looked whether what an earlier run found stands.
+const RECHECK_NS: u64 = 5_000_000_000;
+const RECHECKS_NS: u64 = 180_000_000_000;
 /// Nodes remembered.
 const NODES_MAX: usize = 20_000;
 /// Maximum number of the latest anchors without doubt: they are looked at again when more may be missing.
@@ -36,6 +39,8 @@ pub struct FromLog {
     booted: Generations<u64, u64>,
     /// Anchors whose findings must be looked at again when it is known what was missing.
     pub doubts: Doubts,
+    /// When it is looked next whether what an earlier run found stands, and until when, nanoseconds since 1970.
+    rechecks: Option<(u64, u64)>,
     entities_max: usize,
 }
 
@@ -43,7 +48,7 @@ impl FromLog {
     /// Has read nothing yet.
     pub fn new(losses: Arc<ClusterLosses>, entities_max: usize, history_clues: usize) -> Self {
         let (seen, booted) = (Generations::new(SEEN_MAX), Generations::new(NODES_MAX));
-        Self { losses, seen, entity: None, booted, doubts: Doubts::new(history_clues), entities_max }
+        Self { losses, seen, entity: None, booted, doubts: Doubts::new(history_clues), rechecks: None, entities_max }
     }
 }
 
@@ -54,14 +59,14 @@ impl Worker {
             LogUpdate::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
             LogUpdate::Facts(batch) => self.take_facts(*batch),
             LogUpdate::Kept(finding) => self.store.take_in(*finding),
-            LogUpdate::Rebuild { begins_ns } => self.rebuild(begins_ns),
+            LogUpdate::Rebuild { begins_ns, is_cut } => self.rebuild(begins_ns, is_cut),
             LogUpdate::CaughtUp { confirms } => {
-                self.store.set_replaying(false);
+                // What the archives send again is found again.
                 if confirms {
-                    self.store.withdraw_unconfirmed();
+                    self.confirm();
                 }
             }
-            LogUpdate::Confirmed => self.store.withdraw_unconfirmed(),
+            LogUpdate::Confirmed => self.confirm(),
             LogUpdate::Unread(server, at_ns) => {
                 let is_new = self.log.as_ref().is_some_and(|log| log.losses.unread(&server, at_ns));
                 self.lacks_until(at_ns);
@@ -85,8 +90,41 @@ impl Worker {
         }
     }
 
-    fn rebuild(&mut self, begins_ns: u64) {
+    fn confirm(&mut self) {
+        self.store.withdraw_unconfirmed();
+        self.withdraw_disproved();
+        self.store.set_replaying(false);
+        let log_ns = self.log_ns;
+        if let Some(log) = &mut self.log {
+            log.rechecks = Some((log_ns + RECHECK_NS, log_ns + RECHECKS_NS));
+        }
+    }
+
+    /// Withdraws what an earlier run found by evidence that the log has, and this run did not.
+    fn withdraw_disproved(&self) {
+        let Some(losses) = self.log.as_ref().map(|log| &log.losses).filter(|losses| losses.silent().is_empty()) else {
+            return;
+        };
+        let is_in_log = |evidence: EvidenceId| losses.has(evidence.node, evidence.epoch, evidence.seq);
+        self.store.withdraw_disproved(&is_in_log);
+    }
+
+    /// Looks again, for some time, at what an earlier run found: other servers may take longer to send again what the log lacks.
+    fn recheck(&mut self) {
+        let log_ns = self.log_ns;
+        let Some((next_ns, until_ns)) = self.log.as_ref().and_then(|log| log.rechecks) else { return };
+        if log_ns >= next_ns {
+            self.withdraw_disproved();
+            let next = (log_ns < until_ns).then_some((log_ns + RECHECK_NS, until_ns));
+            if let Some(log) = &mut self.log {
+                log.rechecks = next;
+            }
+        }
+    }
+
+    fn rebuild(&mut self, begins_ns: u64, is_cut: bool) {
         let Some(log) = &mut self.log else { return };
+        log.rechecks = None;
         log.losses.clear();
         log.seen = Generations::new(SEEN_MAX);
         log.entity = None;
@@ -95,7 +133,7 @@ impl Worker {
         self.memory = Memory::new(&self.config, Arc::new(Topology::new(log.entities_max)));
         self.store.set_alone(false);
         // What a pattern looks at may lie as long before the death.
-        self.store.restart(begins_ns.saturating_add(self.patterns.window_max().as_nanos() as u64));
+        self.store.restart(begins_ns.saturating_add(self.patterns.window_max().as_nanos() as u64), is_cut);
         self.store.set_replaying(true);
     }
 
@@ -114,6 +152,7 @@ impl Worker {
         }
         self.log_ns = at_ns.max(self.log_ns);
         self.publish_due(self.log_ns);
+        self.recheck();
         let mut is_unsure_otherwise = losses.heard(&batch.server, &batch.address, at_ns);
         let mut changed: Option<(u64, u64)> = None;
         let mut note = |from_ns: u64, to_ns: u64| {

@@ -35,6 +35,11 @@ pub(super) fn node_of(finding: &Finding) -> &str {
     finding.entity.as_ref().map_or("", |entity| entity.node.as_str())
 }
 
+/// The entity that a finding is about; 0 where it is about none.
+pub(super) fn entity_of(finding: &Finding) -> u64 {
+    finding.entity.as_ref().map_or(0, |entity| entity.id)
+}
+
 /// Whether a trouble is that of this disk or task, or of a whole entity; see `endings::trouble_of`.
 pub(super) fn is_of_part(piece: &Evidence, part: &str) -> bool {
     match part.split_once(' ') {

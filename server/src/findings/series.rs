@@ -2,7 +2,7 @@
 //!
 //! What enters: anchors, each with the deaths that it counts. What leaves: groups of deaths, a finding each. What must hold: the groups
 //! follow from the anchors, whatever the order of their arrival. At most [`ALIKE_MAX`] or [`COUNTING_MAX`] anchors are kept. Of
-//! older ones it is remembered how many there were and which was the first.
+//! older ones it is remembered how many there were, and which were the first and the last.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use super::clue_store::Noted;
-use super::deaths::{finding_id, is_before};
+use super::deaths::{ALONE, finding_id, is_before};
 use super::moment::Moment;
 use super::pattern::Pattern;
 use crate::correlate::clue::EvidenceId;
@@ -29,10 +29,6 @@ pub struct Anchor {
 impl Anchor {
     fn evidence(&self) -> EvidenceId {
         self.noted.clue.evidence
-    }
-
-    fn moment(&self) -> Moment {
-        Moment::of(&self.noted.clue)
     }
 
     /// Whether it counts this death beside itself.
@@ -55,7 +51,7 @@ pub struct Group {
     pub count: u32,
     /// The finding is named after the group, and not after one death.
     pub is_several: bool,
-    pub members: Vec<EvidenceId>,
+    pub members: Vec<Arc<Noted>>,
 }
 
 impl Group {
@@ -92,7 +88,56 @@ impl Published {
     }
 }
 
-/// What is remembered of anchors that had to make room.
+/// Groups of deaths kept that are older than the anchors; of what is older still, the findings stand as they are.
+const SPANS_MAX: usize = 8;
+
+/// Deaths that follow each other within the window.
+struct Span {
+    first: Arc<Noted>,
+    last: Arc<Noted>,
+    count: u32,
+    /// Those of them that are anchors still.
+    members: Vec<Arc<Noted>>,
+}
+
+impl Span {
+    fn of(death: &Arc<Noted>) -> Self {
+        Self { first: Arc::clone(death), last: Arc::clone(death), count: 1, members: Vec::new() }
+    }
+
+    fn place(&self) -> (u64, EvidenceId) {
+        (self.first.clue.realtime_ns, self.first.clue.evidence)
+    }
+
+    /// Whether two of them are one, by this window.
+    fn touches(&self, other: &Self, window_ns: u64) -> bool {
+        let is_near = |last: &Noted, first: &Noted| {
+            is_before(first, last) || Moment::of(&last.clue).apart(Moment::of(&first.clue)) <= window_ns
+        };
+        is_near(&self.last, &other.first) && is_near(&other.last, &self.first)
+    }
+
+    fn join(&mut self, other: Self) {
+        if is_before(&other.first, &self.first) {
+            self.first = other.first;
+        }
+        if is_before(&self.last, &other.last) {
+            self.last = other.last;
+        }
+        self.count += other.count;
+        self.members.extend(other.members);
+    }
+
+    /// Adds it to spans of which no two touch.
+    fn add_to(mut self, spans: &mut Vec<Self>, window_ns: u64) {
+        for other in spans.extract_if(.., |other| self.touches(other, window_ns)).collect::<Vec<_>>() {
+            self.join(other);
+        }
+        spans.push(self);
+    }
+}
+
+/// What is remembered of anchors that count several deaths, and had to make room.
 struct Evicted {
     first: EvidenceId,
     first_realtime_ns: u64,
@@ -112,6 +157,8 @@ pub struct Series {
     /// Anchors by time.
     anchors: Vec<Anchor>,
     evicted: Option<Evicted>,
+    /// Deaths that had to make room, where each stands for itself.
+    spans: Vec<Span>,
     pub published: Vec<Published>,
 }
 
@@ -125,6 +172,7 @@ impl Series {
             counts_several: pattern.gathers(),
             anchors: Vec::new(),
             evicted: None,
+            spans: Vec::new(),
             published: Vec::new(),
         }
     }
@@ -145,10 +193,13 @@ impl Series {
     }
 
     /// Takes an anchor in, in the place of an earlier version of it. Returns the deaths that it no longer counts, and those
-    /// that it counts now and did not before.
-    pub fn put(&mut self, anchor: Anchor) -> (Vec<EvidenceId>, Vec<EvidenceId>) {
-        if self.evicted.as_ref().is_some_and(|evicted| !is_before(&evicted.last, &anchor.noted)) {
-            // It is counted there.
+    /// that it counts now and did not before. `is_known` where it belonged to this series before.
+    pub fn put(&mut self, anchor: Anchor, is_known: bool) -> (Vec<EvidenceId>, Vec<EvidenceId>) {
+        let is_counted = match self.counts_several {
+            true => self.evicted.as_ref().is_some_and(|evicted| !is_before(&evicted.last, &anchor.noted)),
+            false => is_known && !self.spans.is_empty() && self.anchor(anchor.evidence()).is_none(),
+        };
+        if is_counted {
             return (Vec::new(), Vec::new());
         }
         let new: Vec<EvidenceId> = anchor.others().collect();
@@ -156,8 +207,7 @@ impl Series {
         let old = known.map(|known| self.anchors.remove(known).others().collect::<Vec<_>>()).unwrap_or_default();
         self.anchors.push(anchor);
         self.sort();
-        let anchors_max = if self.counts_several { COUNTING_MAX } else { ALIKE_MAX };
-        if self.anchors.len() > anchors_max {
+        if self.counts_several && self.anchors.len() > COUNTING_MAX {
             self.evict();
         }
         let dropped = old.iter().filter(|death| !new.contains(death)).copied().collect();
@@ -193,29 +243,36 @@ impl Series {
         let count = deaths.iter().filter(|death| !is_kept(death)).count() as u32;
         let tail: Vec<EvidenceId> = deaths.iter().map(|death| death.clue.evidence).collect();
         let first = deaths.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b))).unwrap_or(&old.noted);
-        let is_continued = self.evicted.as_ref().is_some_and(|evicted| self.continues(evicted, &old, &tail));
-        match self.evicted.take().filter(|_| is_continued) {
-            Some(evicted) => {
-                self.evicted =
-                    Some(Evicted { last: Arc::clone(&old.noted), count: evicted.count + count, tail, ..evicted });
+        let last = Arc::clone(&old.noted);
+        let (first, first_realtime_ns) = (first.clue.evidence, first.clue.realtime_ns);
+        let new = Evicted { first, first_realtime_ns, last: Arc::clone(&last), count, tail };
+        self.evicted = Some(match self.evicted.take() {
+            None => new,
+            Some(known) if known.tail.iter().any(|death| new.tail.contains(death)) => {
+                Evicted { last, count: known.count + count, tail: new.tail, ..known }
             }
-            None => {
-                self.evicted = Some(Evicted {
-                    first: first.clue.evidence,
-                    first_realtime_ns: first.clue.realtime_ns,
-                    last: Arc::clone(&old.noted),
-                    count,
-                    tail,
-                });
+            Some(known) => {
+                // Nothing is known of it any more that could change it.
+                self.published.retain(|published| published.first != known.first);
+                new
             }
-        }
+        });
     }
 
-    /// Whether an anchor goes on with what was evicted; `deaths` are those that it counts.
-    fn continues(&self, evicted: &Evicted, anchor: &Anchor, deaths: &[EvidenceId]) -> bool {
-        match self.counts_several {
-            true => evicted.tail.iter().any(|death| deaths.contains(death)),
-            false => Moment::of(&evicted.last.clue).apart(anchor.moment()) <= self.window_ns,
+    /// Makes room where each death stands for itself: of the oldest anchors only their time is kept. What another series shows is
+    /// not counted here.
+    pub fn make_room(&mut self, is_hidden: impl Fn(EvidenceId) -> bool) {
+        while !self.counts_several && self.anchors.len() > ALIKE_MAX {
+            let death = self.anchors.remove(0).noted;
+            if !is_hidden(death.clue.evidence) {
+                Span::of(&death).add_to(&mut self.spans, self.window_ns);
+            }
+        }
+        if self.spans.len() > SPANS_MAX {
+            self.spans.sort_by_key(Span::place);
+            let oldest = self.spans.remove(0).first.clue.evidence;
+            // Nothing is known of it any more that could change it.
+            self.published.retain(|published| published.first != oldest);
         }
     }
 
@@ -231,28 +288,27 @@ impl Series {
 
     /// Deaths that follow each other within the window are one group.
     fn groups_alike<'a>(&self, anchors: impl Iterator<Item = &'a Anchor>) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
+        let older = self.spans.iter().map(|span| Span {
+            first: Arc::clone(&span.first),
+            last: Arc::clone(&span.last),
+            count: span.count,
+            members: Vec::new(),
+        });
+        let mut spans: Vec<Span> = older.collect();
         for anchor in anchors {
-            let evidence = anchor.evidence();
-            let is_near = |last: &Noted| Moment::of(&last.clue).apart(anchor.moment()) <= self.window_ns;
-            if let Some(group) = groups.last_mut().filter(|group| is_near(&group.last)) {
-                group.last = Arc::clone(&anchor.noted);
-                group.count += 1;
-                group.is_several = true;
-                group.members.push(evidence);
-                continue;
-            }
-            let evicted = self.evicted.as_ref().filter(|evicted| groups.is_empty() && is_near(&evicted.last));
-            groups.push(Group {
-                first: evicted.map_or(evidence, |evicted| evicted.first),
-                first_realtime_ns: evicted.map_or(anchor.noted.clue.realtime_ns, |evicted| evicted.first_realtime_ns),
-                last: Arc::clone(&anchor.noted),
-                count: 1 + evicted.map_or(0, |evicted| evicted.count),
-                is_several: evicted.is_some(),
-                members: vec![evidence],
-            });
+            let members = vec![Arc::clone(&anchor.noted)];
+            Span { members, ..Span::of(&anchor.noted) }.add_to(&mut spans, self.window_ns);
         }
-        groups
+        spans.sort_by_key(Span::place);
+        let group = |span: Span| Group {
+            first: span.first.clue.evidence,
+            first_realtime_ns: span.first.clue.realtime_ns,
+            is_several: span.count > 1,
+            last: span.last,
+            count: span.count,
+            members: span.members,
+        };
+        spans.into_iter().map(group).collect()
     }
 
     /// Anchors that count one death in common are one group.
@@ -287,6 +343,19 @@ impl Series {
             counted.dedup_by_key(|death| death.clue.evidence);
             found.push(Counted { all: together, counted, last: anchor });
         }
+        // The last that had to make room, where no anchor goes on with them.
+        let is_over = |evicted: &&Evicted| {
+            let goes_on = |of: &Counted<'a>| evicted.tail.iter().any(|death| of.all.contains(death));
+            !is_left_out(evicted.last.clue.evidence) && !found.iter().any(goes_on)
+        };
+        let over = self.evicted.as_ref().filter(is_over).map(|evicted| Group {
+            first: evicted.first,
+            first_realtime_ns: evicted.first_realtime_ns,
+            last: Arc::clone(&evicted.last),
+            count: evicted.count,
+            is_several: true,
+            members: Vec::new(),
+        });
         let group = |of: Counted<'a>| {
             let first = of.counted.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b)));
             let first = first.map_or(&of.last.noted, |first| *first);
@@ -298,17 +367,17 @@ impl Series {
                 last: Arc::clone(&of.last.noted),
                 count: of.counted.len() as u32 + evicted.map_or(0, |evicted| evicted.count),
                 is_several: true,
-                members: of.counted.iter().map(|death| death.clue.evidence).collect(),
+                members: of.counted.into_iter().cloned().collect(),
             }
         };
-        found.into_iter().map(group).collect()
+        over.into_iter().chain(found.into_iter().map(group)).collect()
     }
 
     /// The id of a group's finding.
     pub fn name(&self, scope: u64, group: &Group) -> String {
         match group.is_several {
             true => finding_id(&self.pattern_id, scope, group.first),
-            false => finding_id("death", group.last.clue.entity.id, group.last.clue.evidence),
+            false => finding_id(ALONE, group.last.clue.entity.id, group.last.clue.evidence),
         }
     }
 }

@@ -173,10 +173,11 @@ impl FindingStore {
     }
 
     /// Everything is found again: what is known is treated as an earlier run's, except what the log has not confirmed. From
-    /// `replayed_from_ns` on, nanoseconds since 1970, the replay has everything.
-    pub fn restart(&self, replayed_from_ns: u64) {
+    /// `replayed_from_ns` on, nanoseconds since 1970, the replay has everything. Before that it may have all of a frame or nothing,
+    /// unless its beginning `is_cut`.
+    pub fn restart(&self, replayed_from_ns: u64, is_cut: bool) {
         let mut inner = self.write();
-        inner.begin_replay(replayed_from_ns);
+        inner.begin_replay(replayed_from_ns, is_cut);
         let known: Vec<Arc<Finding>> = inner.findings.values().cloned().collect();
         for finding in known.iter().filter(|finding| !finding.withdrawn) {
             if inner.unconfirmed.get(&finding.id) != Some(&true) {
@@ -260,6 +261,7 @@ impl FindingStore {
         if let Some(known) = inner.findings.get(&finding.id) {
             let is_earlier_runs = inner.restored.contains(&finding.id) && !inner.is_replayed(known);
             if is_earlier_runs && says_less(&finding, known) {
+                inner.found_less.insert(finding.id);
                 return None;
             }
             finding.revision = known.revision;

@@ -333,9 +333,10 @@ impl Worker {
                     &explained
                 }
             };
-            let Publication { id, count, started_realtime_ns, .. } = publication;
+            let (id, count) = (publication.id.clone(), publication.count);
             if self.is_published(pattern, found, &id, count) {
-                self.publish(patterns, pattern, found, id, count, started_realtime_ns);
+                self.publish(patterns, pattern, found, id, count, publication.started_realtime_ns);
+                self.replace_restored(patterns, &publication);
             }
         }
         // Only now there is what takes their place.
@@ -376,6 +377,16 @@ impl Worker {
             }
         }
         None
+    }
+
+    /// Withdraws what an earlier run found of the same deaths when it knew fewer of them, or in another order.
+    fn replace_restored(&mut self, patterns: &PatternSet, publication: &Publication) {
+        let mut entities = publication.members.iter().map(|death| death.clue.entity.id);
+        if entities.any(|entity| self.store.has_restored_about(entity)) {
+            let ids = self.store.restored_among(publication.other_ids(patterns), publication.count);
+            let successor = Some(publication.id.clone());
+            self.withdraw(ids.into_iter().map(|id| Withdrawn { id, successor: successor.clone() }));
+        }
     }
 
     /// Ends the states that an earlier run found: it knows their clues no more.

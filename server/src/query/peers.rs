@@ -29,6 +29,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT_OF_SILENT: Duration = Duration::from_secs(2);
 const LATE: &str = "it did not answer in time";
 const OTHER_VERSION: &str = "its messages in the servers' log cannot be read here: give all servers the same version; if they have it, they are damaged";
+const NAMESAKES: &str = "two servers have this name, and only one of them is asked: give each another cluster.server";
 /// Time for which a peer that did not answer is not asked again: one request of an operator asks it several times.
 const REST_AFTER_SILENCE: Duration = Duration::from_secs(10);
 /// Events of one answer where several servers are asked: they are held until all are there.
@@ -93,6 +94,8 @@ impl Peers {
         let of = |server: String, reason: String| Unanswered { server, reason, ..Unanswered::default() };
         let mut doubts: Vec<Unanswered> =
             self.cluster.unread().into_iter().map(|server| of(server, OTHER_VERSION.to_owned())).collect();
+        let namesakes = self.cluster.link().namesakes();
+        doubts.extend(namesakes.into_iter().map(|server| of(server, NAMESAKES.to_owned())));
         doubts.extend(self.cluster.link().doubt().map(|reason| of(self.cluster.server().to_owned(), reason)));
         doubts
     }

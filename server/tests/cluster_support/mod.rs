@@ -5,7 +5,7 @@
 mod proxy;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -141,6 +141,24 @@ impl Nats {
         self.begin();
     }
 
+    /// Restarts it, and keeps what it has now.
+    pub fn restart_saving(&mut self) -> tempfile::TempDir {
+        self.kill();
+        let saved = tempfile::tempdir().expect("a directory");
+        copy_tree(&self.dir.path().join("store"), &saved.path().join("store"));
+        self.begin();
+        saved
+    }
+
+    /// Restarts it with what it had before.
+    pub fn restart_with(&mut self, saved: &tempfile::TempDir) {
+        self.kill();
+        let store = self.dir.path().join("store");
+        std::fs::remove_dir_all(&store).expect("removed");
+        copy_tree(&saved.path().join("store"), &store);
+        self.begin();
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
@@ -197,6 +215,19 @@ pub fn timing() -> Timing {
 
 pub fn section(nats: &Nats, server: &str) -> ClusterSection {
     ClusterSection { url: nats.url(), server: Some(server.into()), ..ClusterSection::default() }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("made");
+    for entry in std::fs::read_dir(from).expect("read") {
+        let entry = entry.expect("an entry");
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_tree(&path, &copy);
+        } else {
+            std::fs::copy(&path, &copy).expect("copied");
+        }
+    }
 }
 
 /// Shards, log and finder of a server, without an archive.

@@ -149,6 +149,10 @@ impl Sink for Otlp {
         self.section.only.names(finding)
     }
 
+    fn takes_unknown_withdrawals(&self) -> bool {
+        true
+    }
+
     fn when_silenced(&self) -> WhenSilenced {
         WhenSilenced::Record
     }

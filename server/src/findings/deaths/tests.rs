@@ -154,6 +154,47 @@ fn a_long_loop_looked_at_again_stays_one_finding() {
 }
 
 #[test]
+fn many_deaths_in_any_order_are_the_same_findings() {
+    for seed in 0..100 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let all: Vec<_> = (0..60).map(|seq| death(seq, random.u64(0..180) * MINUTE)).collect();
+        let mut in_order = all.clone();
+        in_order.sort_by_key(|death| (death.clue.boottime_ns, death.clue.evidence));
+        let mut shuffled = all;
+        random.shuffle(&mut shuffled);
+        let [first, second] = [in_order, shuffled].map(|order| {
+            let mut watched = Watched::new();
+            order.iter().for_each(|death| watched.settle(death, 2, &order));
+            watched.standing
+        });
+        assert_eq!(second, first, "seed {seed}");
+        assert_eq!(first.values().map(|of| of.0).sum::<u32>(), 60, "seed {seed}");
+    }
+}
+
+#[test]
+fn earlier_findings_stand_however_many_deaths_follow() {
+    let mut watched = Watched::new();
+    let all: Vec<_> = (0..40).map(|seq| death(seq, seq * 60 * MINUTE + seq % 2 * 55 * MINUTE)).collect();
+    for death in &all {
+        watched.settle(death, 2, &all);
+    }
+    let counts: Vec<u32> = watched.standing.values().map(|of| of.0).collect();
+    assert_eq!(counts.iter().sum::<u32>(), 40, "{counts:?}");
+}
+
+#[test]
+fn earlier_counts_stand_however_many_deaths_follow() {
+    let mut watched = Watched::new();
+    let all: Vec<_> = (0..60).map(|seq| death(seq, seq / 20 * 60 * MINUTE + seq % 20 * MINUTE)).collect();
+    for (place, death) in all.iter().enumerate() {
+        watched.settle(death, 3, &all[..=place]);
+    }
+    let counts: Vec<u32> = watched.standing.values().map(|of| of.0).collect();
+    assert_eq!(counts, [20; 3]);
+}
+
+#[test]
 fn a_long_count_of_deaths_goes_on_with_its_first() {
     let mut watched = Watched::new();
     let all: Vec<_> = (0..100).map(|seq| death(seq, seq * 2 * MINUTE)).collect();

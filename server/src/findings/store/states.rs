@@ -1,11 +1,34 @@
-//! States that an earlier run found, and that go on.
+//! What an earlier run found: deaths, and states that go on.
 
 use tapio_wire::service::Finding;
 
 use super::FindingStore;
+use crate::correlate::clue::EvidenceId;
 use crate::findings::restored::is_of_part;
 
 impl FindingStore {
+    /// Whether an earlier run found something about this entity that this run has not found again.
+    pub fn has_restored_about(&self, entity: u64) -> bool {
+        self.read().restored_about.contains_key(&entity)
+    }
+
+    /// Those of these ids that an earlier run's findings have, which stand for at most `count` deaths and are not found again.
+    pub fn restored_among(&self, ids: Vec<String>, count: u32) -> Vec<String> {
+        let inner = self.read();
+        let says_no_more = |id: &String| {
+            inner.restored.contains(id) && inner.findings.get(id).is_some_and(|finding| finding.count <= count)
+        };
+        ids.into_iter().filter(says_no_more).collect()
+    }
+
+    /// Withdraws what an earlier run found by evidence that this run has seen, and has not found by it.
+    pub fn withdraw_disproved(&self, is_seen: &dyn Fn(EvidenceId) -> bool) {
+        let disproved = self.read().disproved(is_seen);
+        for (id, successor) in disproved {
+            self.withdraw(&id, successor.as_deref());
+        }
+    }
+
     /// The findings of an earlier run of this pattern that report a state of this entity, and of nobody else's any more, and that
     /// a clue ends. A clue that names a container ends what was reported of that container.
     pub fn end_restored(&self, pattern: &str, subject: u64, part: Option<&str>, at_ns: u64) -> Vec<Finding> {

@@ -3,15 +3,19 @@
 //! What must hold: every finding has one place in the order, and counts for its node; beyond the bound the oldest of the node that
 //! has most is evicted first.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::Hash;
+use std::ops::SubAssign;
 use std::sync::Arc;
 
 use tapio_wire::program::clock;
-use tapio_wire::service::Finding;
+use tapio_wire::service::{Evidence, Finding};
 
 use super::Position;
 use crate::correlate::Generations;
-use crate::findings::restored::{DeathKey, death_key, node_of, subjects};
+use crate::correlate::clue::EvidenceId;
+use crate::findings::restored::{DeathKey, death_key, entity_of, node_of, subjects};
 
 /// Findings by id and in order, with what led to them.
 pub(super) struct Table {
@@ -19,10 +23,16 @@ pub(super) struct Table {
     pub restored: HashSet<String>,
     /// Each with the number of these findings.
     pub restored_deaths: HashMap<DeathKey, u32>,
+    /// How many of these findings are about which entity.
+    pub restored_about: HashMap<u64, u32>,
     /// What the replay found of such deaths under other ids, by id: it comes when what is restored goes for it.
     pub held_back: HashMap<String, Finding>,
     /// What is replayed has everything from this time on, nanoseconds since 1970: what it does not find again does not stand.
     pub replayed_from_ns: Option<u64>,
+    /// From this time on, nanoseconds since 1970, what is replayed has all of a frame or nothing.
+    pub whole_from_ns: u64,
+    /// Findings of an earlier run that this one has found, with less than that.
+    pub found_less: HashSet<String>,
     /// States of an earlier run that go on: the pattern and the pod, or another entity, and the findings.
     pub restored_states: HashMap<(String, u64), Vec<String>>,
     pub findings: HashMap<String, Arc<Finding>>,
@@ -50,8 +60,11 @@ impl Table {
         Self {
             restored: HashSet::new(),
             restored_deaths: HashMap::new(),
+            restored_about: HashMap::new(),
             held_back: HashMap::new(),
             replayed_from_ns: None,
+            whole_from_ns: 0,
+            found_less: HashSet::new(),
             restored_states: HashMap::new(),
             findings: HashMap::new(),
             order: BTreeSet::new(),
@@ -87,16 +100,20 @@ impl Table {
     }
 
     /// A replay begins, which has everything from this moment on.
-    pub fn begin_replay(&mut self, from_ns: u64) {
+    pub fn begin_replay(&mut self, from_ns: u64, is_cut: bool) {
         self.replayed_from_ns = Some(from_ns);
+        self.whole_from_ns = if is_cut { from_ns } else { 0 };
+        self.found_less.clear();
         self.restored.clear();
         self.restored_deaths.clear();
+        self.restored_about.clear();
         self.restored_states.clear();
         self.held_back.clear();
     }
 
     /// The replay does not have everything of before this moment.
     pub fn replayed_only_from(&mut self, from_ns: u64) {
+        self.whole_from_ns = from_ns.max(self.whole_from_ns);
         if let Some(known_ns) = &mut self.replayed_from_ns {
             *known_ns = from_ns.max(*known_ns);
         }
@@ -121,11 +138,38 @@ impl Table {
         if gone.is_empty() {
             return Vec::new();
         }
-        let found = self.findings.values().filter(|finding| !self.restored.contains(&finding.id));
-        let by_death: HashMap<DeathKey, &String> =
-            found.filter_map(|finding| Some((death_key(finding)?, &finding.id))).collect();
-        let successor = |finding: &Finding| Some((*by_death.get(&death_key(finding)?)?).clone());
+        let by_death = self.found_by_death();
+        let successor = |finding: &Finding| Some(by_death.get(&death_key(finding)?)?.id.clone());
         gone.into_iter().map(|finding| (finding.id.clone(), successor(finding))).collect()
+    }
+
+    /// What this run has found, by the death that it is about.
+    fn found_by_death(&self) -> HashMap<DeathKey, &Finding> {
+        let found = self.findings.values().map(|finding| &**finding);
+        let found = found.filter(|finding| !self.restored.contains(&finding.id)).chain(self.held_back.values());
+        found.filter_map(|finding| Some((death_key(finding)?, finding))).collect()
+    }
+
+    /// The findings of an earlier run that rest on evidence which this run has seen, and that it has not found, each with the finding
+    /// that explains the same death now. One of several deaths stands unless that has as many: not all of them are in its evidence.
+    pub fn disproved(&self, is_seen: &dyn Fn(EvidenceId) -> bool) -> Vec<(String, Option<String>)> {
+        let is_seen = |piece: &Evidence| EvidenceId::parse(&piece.id).is_some_and(is_seen);
+        let known = |id: &String| self.findings.get(id).filter(|finding| !self.found_less.contains(&finding.id));
+        let mut gone: Vec<&Arc<Finding>> = self
+            .restored
+            .iter()
+            .filter_map(known)
+            .filter(|finding| !finding.ongoing && !finding.withdrawn && finding.started_ns >= self.whole_from_ns)
+            .filter(|finding| !finding.evidence.is_empty() && finding.evidence.iter().all(is_seen))
+            .collect();
+        gone.sort_by(|a, b| a.id.cmp(&b.id));
+        let by_death = if gone.is_empty() { HashMap::new() } else { self.found_by_death() };
+        let with_successor = gone.into_iter().filter_map(|finding| {
+            let successor = death_key(finding).and_then(|death| by_death.get(&death));
+            let stands = finding.count > 1 && successor.is_none_or(|successor| successor.count < finding.count);
+            (!stands).then(|| (finding.id.clone(), successor.map(|successor| successor.id.clone())))
+        });
+        with_successor.collect()
     }
 
     pub fn restored(&mut self, finding: &Finding) {
@@ -134,6 +178,7 @@ impl Table {
             self.not_restored(&known);
         }
         self.restored.insert(finding.id.clone());
+        *self.restored_about.entry(entity_of(finding)).or_default() += 1;
         if let Some(death) = death_key(finding) {
             *self.restored_deaths.entry(death).or_default() += 1;
         }
@@ -152,12 +197,10 @@ impl Table {
         if !self.restored.remove(&finding.id) {
             return;
         }
-        let Some(death) = death_key(finding) else { return };
-        if let Some(count) = self.restored_deaths.get_mut(&death) {
-            *count -= 1;
-            if *count == 0 {
-                self.restored_deaths.remove(&death);
-            }
+        self.found_less.remove(&finding.id);
+        count_down(&mut self.restored_about, &entity_of(finding));
+        if let Some(death) = death_key(finding) {
+            count_down(&mut self.restored_deaths, &death);
         }
     }
 
@@ -214,12 +257,7 @@ impl Table {
         if self.findings.get(&finding.id).is_none_or(|known| position(known) != place) {
             self.order.remove(&place);
         }
-        if let Some(count) = self.of_node.get_mut(node_of(finding)) {
-            *count -= 1;
-            if *count == 0 {
-                self.of_node.remove(node_of(finding));
-            }
-        }
+        count_down(&mut self.of_node, node_of(finding));
     }
 
     pub fn alias(&mut self, id: String, successor: String, aliases_max: usize) {
@@ -236,6 +274,20 @@ impl Table {
         let now_ns = self.now_ns.unwrap_or_else(clock::now_ns);
         self.published_ns = now_ns.max(self.published_ns + 1);
         self.published_ns
+    }
+}
+
+fn count_down<K, Q, N>(counts: &mut HashMap<K, N>, key: &Q)
+where
+    K: Borrow<Q> + Hash + Eq,
+    Q: Hash + Eq + ?Sized,
+    N: From<u8> + PartialEq + SubAssign,
+{
+    if let Some(count) = counts.get_mut(key) {
+        *count -= N::from(1);
+        if *count == N::from(0) {
+            counts.remove(key);
+        }
     }
 }
 

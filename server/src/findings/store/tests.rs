@@ -1,4 +1,4 @@
-use tapio_wire::service::{Death, EntityRef};
+use tapio_wire::service::{Death, EntityRef, Evidence};
 
 use super::*;
 
@@ -64,7 +64,7 @@ fn what_the_log_knew_stays_when_found_again_alone() {
     store.publish(finding("new", "n", 3, false));
     // The log is read again, and has nothing of either any more.
     store.set_alone(false);
-    store.restart(u64::MAX);
+    store.restart(u64::MAX, true);
     store.withdraw_unconfirmed();
     let inner = store.read();
     assert!(inner.findings.contains_key("known") && !inner.findings.contains_key("new"));
@@ -84,7 +84,7 @@ fn what_a_whole_replay_does_not_find_again_is_withdrawn() {
     store.restore(death_of("group", 2, 3 * SECOND, 2));
     store.restore(death_of("old", 9, SECOND / 2, 1));
     store.restore(death_of("unread", 8, SECOND, 1));
-    store.restart(SECOND / 4);
+    store.restart(SECOND / 4, true);
     // Up to there the log has messages that nobody can read.
     store.replayed_only_from(SECOND + 1);
     store.set_replaying(true);
@@ -154,4 +154,35 @@ fn a_replay_may_find_one_again_before_another_takes_over() {
         );
         assert_eq!(store.get("was").map(|found| found.id.clone()).as_deref(), Ok("is"));
     }
+}
+
+/// Evidence that the log has again, and that leads to other findings there.
+#[test]
+fn an_earlier_finding_by_evidence_that_says_otherwise_is_withdrawn() {
+    let by = |id: &str, pid: u32, count: u32, seq: u64| {
+        let piece = |seq| Evidence { id: format!("1:7:{seq}:0"), ..Evidence::default() };
+        Finding { evidence: vec![piece(seq), piece(seq + 1)], started_ns: 9, ..of_death(id, pid, count) }
+    };
+    let store = FindingStore::new(20);
+    let earlier =
+        [("wrong", 1, 1, 1), ("otherwise", 2, 1, 3), ("unread", 3, 1, 8), ("group", 4, 5, 1), ("less", 5, 2, 1)];
+    for (id, pid, count, seq) in earlier {
+        store.restore(by(id, pid, count, seq));
+    }
+    store.restart(u64::MAX, false);
+    store.set_replaying(true);
+    store.publish(by("is", 2, 1, 3));
+    store.publish(by("part", 4, 2, 1));
+    store.publish(by("less", 5, 1, 1));
+    let left = || {
+        let mut left: Vec<String> = store.everything().0.iter().map(|finding| finding.id.clone()).collect();
+        left.sort();
+        left
+    };
+    store.withdraw_disproved(&|evidence| (evidence.node, evidence.epoch) == (1, 7) && evidence.seq <= 8);
+    assert_eq!(left(), ["group", "is", "less", "unread"]);
+    assert_eq!(store.get("otherwise").map(|found| found.id.clone()).as_deref(), Ok("is"));
+    // Another server sends the rest.
+    store.withdraw_disproved(&|_| true);
+    assert_eq!(left(), ["group", "is", "less"]);
 }
