@@ -43,7 +43,7 @@ test: lint check-deploy tidy ## install what is missing, lint, run every test
 	@deploy/local/install.sh mcp || echo "The test with an assistant's client needs mcp from PyPI: it skips, or fails with TAPIO_REQUIRE=all."
 	@deploy/local/install.sh chromium || echo "The test of the page in a browser needs Chromium: it skips, or fails with TAPIO_REQUIRE=all."
 	RUSTFLAGS="--cfg loom" cargo test --locked -p tapio-ringbuf --test loom --target-dir $(TARGET)/loom
-	cargo test --locked --workspace
+	cargo test --locked --workspace --config 'target."cfg(unix)".runner = "perf/lab/test-runner.sh"'
 
 quick: ## after a change: formatting, lints, all unit tests, and the quick tests of the crates that were changed
 	@perf/lab/quick.sh
