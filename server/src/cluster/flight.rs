@@ -1,8 +1,8 @@
 //! Messages on their way to NATS.
 //!
 //! What enters: messages, in order. What leaves: how many of the first ones the log took, and where. What must hold: a message that
-//! closes is sent when all others were taken. Nothing is sent by a new connection before it has been checked that the log still has
-//! what it took by the old one. What was sent while a connection broke does not count as taken.
+//! closes is sent when all others were taken. A new connection is used when it has been checked that the log still has what it took
+//! by the old one. What was sent while a connection broke does not count as taken.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +16,9 @@ use bytes::Bytes;
 use super::config::ClusterSection;
 use super::connections::Connections;
 use super::log::{self, GROUND_HEADER, Ground, Log, LogError, SERVER_HEADER, Taken};
+
+/// How long NATS has for another look, where a log seems to have lost its end.
+const NEW_LEADER_PAUSE: Duration = Duration::from_secs(1);
 
 /// A message on its way.
 pub(super) struct Sent {
@@ -95,7 +98,12 @@ async fn connect(
     taken: Option<&Taken>,
 ) -> Result<(Connection, bool), LogError> {
     let log = Log::connect(config, keep, connections).await?;
-    let stream = log.ensure().await?;
+    let mut stream = log.ensure().await?;
+    if taken.is_some_and(|taken| taken.seq > stream.cached_info().state.last_sequence) {
+        // A new leader of the stream may be behind for a moment.
+        tokio::time::sleep(NEW_LEADER_PAUSE).await;
+        stream = log.ensure().await?;
+    }
     let info = stream.cached_info();
     let (created_ns, state) = (info.created.unix_timestamp_nanos(), &info.state);
     let has_it = match taken {
@@ -121,7 +129,11 @@ async fn send(
     let (closing, others): (Vec<Sent>, Vec<Sent>) = messages.into_iter().partition(|message| message.closes);
     let mut landed: Option<(usize, Landed)> = None;
     for part in [others, closing] {
-        let taken_seq = landed.as_ref().map_or(taken_seq, |(_, landed)| landed.last.seq);
+        if log.has_broken() {
+            return (landed, Err("the connection to NATS broke".into()));
+        }
+        // A log that has lost its end takes messages at places where others were.
+        let taken_seq = landed.as_ref().map_or(taken_seq, |(_, landed)| landed.last.seq.max(taken_seq));
         let ground = Ground { created_ns: *created_ns, seq: taken_seq }.header();
         let mut acks = Vec::with_capacity(part.len());
         for Sent { subject, id, payload, .. } in part {

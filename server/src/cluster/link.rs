@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tapio_wire::program::clock::now_ns;
 use tokio::sync::{Notify, watch};
 
 use super::connections::Connections;
@@ -57,8 +56,8 @@ pub struct Link {
     /// The archive could not be read when it was gone through last.
     pub cannot_heal: AtomicBool,
     troubles: Mutex<Troubles>,
-    /// Names that two servers have at once, and when that was seen last, nanoseconds since 1970.
-    namesakes: Mutex<BTreeMap<String, u64>>,
+    /// Names that two servers have at once, and when that was seen last.
+    namesakes: Mutex<BTreeMap<String, Instant>>,
     /// What is logged of this server's connections to NATS.
     pub(super) connections: Arc<Connections>,
 }
@@ -258,18 +257,17 @@ impl Link {
     }
 
     /// Two servers have this name.
-    pub(super) fn note_namesake(&self, name: &str, at_ns: u64) {
+    pub(super) fn note_namesake(&self, name: &str) {
         let mut namesakes = self.namesakes.lock().unwrap_or_else(PoisonError::into_inner);
-        if namesakes.insert(name.to_owned(), at_ns).is_none() {
+        if namesakes.insert(name.to_owned(), Instant::now()).is_none() {
             tracing::error!(name, "two servers have this name: give each another cluster.server");
         }
     }
 
     /// Names that two servers had at once within the last minute.
     pub fn namesakes(&self) -> Vec<String> {
-        let since_ns = now_ns().saturating_sub(NAMESAKES_FOR.as_nanos() as u64);
         let mut namesakes = self.namesakes.lock().unwrap_or_else(PoisonError::into_inner);
-        namesakes.retain(|_, at_ns| *at_ns >= since_ns);
+        namesakes.retain(|_, at| at.elapsed() < NAMESAKES_FOR);
         namesakes.keys().cloned().collect()
     }
 

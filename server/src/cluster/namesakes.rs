@@ -9,6 +9,8 @@ use std::collections::HashMap;
 const NAMES_MAX: usize = 1000;
 /// How long the messages of an earlier run may be on their way.
 const LATE_NS: u64 = 5_000_000_000;
+/// Silence after which a run is over: a server says something every two seconds.
+const OVER_NS: u64 = 10_000_000_000;
 
 /// The latest run of a server.
 struct Run {
@@ -16,6 +18,8 @@ struct Run {
     number: u64,
     /// When its first message was written, by the log's clock.
     since_ns: u64,
+    /// When its last one was.
+    heard_ns: u64,
 }
 
 /// Notices servers of one name.
@@ -35,13 +39,12 @@ impl Namesakes {
         let mut parts = id.rsplitn(3, '-').skip(1);
         let number = u64::from_str_radix(parts.next()?, 16).ok()?;
         let server = parts.next()?;
-        let new = Run { number, since_ns: at_ns };
+        let new = Run { number, since_ns: at_ns, heard_ns: at_ns };
         match self.runs.get_mut(server) {
-            Some(known) if known.number < number => *known = new,
-            Some(known) => {
-                let is_late = known.number > number && at_ns > known.since_ns.saturating_add(LATE_NS);
-                return is_late.then_some(server);
-            }
+            Some(known) if known.number == number => known.heard_ns = at_ns,
+            // Also where the clock was set back before it was started again.
+            Some(known) if known.number < number || at_ns > known.heard_ns.saturating_add(OVER_NS) => *known = new,
+            Some(known) => return (at_ns > known.since_ns.saturating_add(LATE_NS)).then_some(server),
             None => {
                 if self.runs.len() >= NAMES_MAX {
                     self.runs.clear();
@@ -66,6 +69,8 @@ mod tests {
         // Started again; what the first one had sent comes late.
         assert_eq!((note(20, 10 * S), note(10, 11 * S), note(20, 30 * S)), (None, None, None));
         assert_eq!(note(10, 31 * S).as_deref(), Some("tapio-server-1"));
+        // Only one of them is left, or the clock was set back between two runs.
+        assert_eq!((note(10, 45 * S), note(10, 60 * S)), (None, None));
         for id in ["", "x", "x-y-1", "-"] {
             assert_eq!(Namesakes::default().note(id, S), None, "{id}");
         }

@@ -58,15 +58,6 @@ struct Waiting {
     closes: bool,
 }
 
-/// Whether it is sent when everything before it was taken.
-fn closes(entry: &Entry) -> bool {
-    match entry {
-        Entry::Covered(covered) => !covered.is_empty(),
-        Entry::Leaving => true,
-        _ => false,
-    }
-}
-
 /// Nobody is left waiting when the publisher ends, also by a panic.
 struct Closing(Arc<Outgoing>, Arc<Link>);
 
@@ -276,7 +267,7 @@ impl Publisher {
                     has_facts = true;
                     self.enqueue(self.names.fact(node, id), vec![entry], false);
                 }
-                None if closes(&entry) => closing.push(entry),
+                None if entry.closes() => closing.push(entry),
                 None => others.push(entry),
             }
         }
@@ -339,9 +330,7 @@ impl Publisher {
     fn forget_log(&mut self) {
         tracing::warn!("the servers' log has lost messages of this server: republishing them from the archive");
         self.taken = None;
-        for known in [Some(Arc::clone(&self.outgoing)), self.link.healing()].into_iter().flatten() {
-            known.forget_covered();
-        }
+        self.forget_covered();
         let says_reach = |payload: &Bytes| {
             let entries = Batch::decode(payload).map_or(Vec::new(), |batch| batch.entries);
             entries.iter().any(|entry| matches!(entry, Entry::Covered(_)))
@@ -359,11 +348,19 @@ impl Publisher {
         self.link.waiting.store(self.waiting.len() as u64, Ordering::Release);
         (self.unread, self.unread_bytes) = (VecDeque::new(), 0);
         self.link.published_seq.store(0, Ordering::Release);
+        self.link.read_seq.store(0, Ordering::Release);
         self.needs_healing = true;
         self.link.expect_healing();
         // What is known of the log that was must not be taken for what this one has.
         if !self.link.is_alone() {
             self.start_reading_again();
+        }
+    }
+
+    /// Of frames whose entries may be gone none is published as covered, but by what comes out of the archive.
+    fn forget_covered(&self) {
+        for known in [Some(Arc::clone(&self.outgoing)), self.link.healing()].into_iter().flatten() {
+            known.forget_covered();
         }
     }
 
@@ -441,7 +438,9 @@ impl Publisher {
             self.losses = u64::MAX;
         }
         if (self.has_overflowed || self.needs_healing) && self.waiting.is_empty() && !self.link.is_alone() {
-            self.has_overflowed = false;
+            if std::mem::take(&mut self.has_overflowed) {
+                self.forget_covered();
+            }
             self.needs_healing = false;
             self.link.ask_for_healing();
         }

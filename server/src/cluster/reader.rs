@@ -206,12 +206,7 @@ impl Reader {
                     if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < read_seq {
                         return Err(broken(&"it is another log"));
                     }
-                    if log.connects() != connects {
-                        connects = log.connects();
-                        if self.is_lost(stream, &info).await.map_err(|error| broken(&error))? {
-                            return Err(broken(&"it has lost its end"));
-                        }
-                    }
+                    self.check_connection(log, stream, &mut connects).await?;
                     if self.lacks_more(&info) {
                         return Ok(());
                     }
@@ -220,6 +215,7 @@ impl Reader {
                 }
             };
             let message = message.ok_or_else(|| broken(&"the consumer ended"))?.map_err(|error| broken(&error))?;
+            self.check_connection(log, stream, &mut connects).await?;
             let info = message.info().map_err(|error| broken(&error))?;
             let (seq, at_ns) = (info.stream_sequence, info.published.unix_timestamp_nanos() as u64);
             match position {
@@ -244,8 +240,21 @@ impl Reader {
         }
     }
 
-    /// Whether it is another log than the one that was read, or has lost what was read last: NATS may have lost the end of what it
-    /// had, and have been given other messages in its place.
+    /// Looks, after the connection was made anew, whether the log has what was read last.
+    async fn check_connection(&self, log: &Log, stream: &Stream, connects: &mut u64) -> Result<(), End> {
+        if std::mem::replace(connects, log.connects()) == *connects {
+            return Ok(());
+        }
+        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
+        let info = stream.get_info().await.map_err(|error| broken(&error))?;
+        match self.is_lost(stream, &info).await.map_err(|error| broken(&error))? {
+            true => Err(broken(&"it has lost its end")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether it is another log than the one that was read, or has lost what was read last. NATS may have lost the end of what it
+    /// had, and have other messages in its place.
     async fn is_lost(&self, stream: &Stream, info: &Info) -> Result<bool, LogError> {
         let Some(was) = self.was else { return Ok(false) };
         if was.created_ns != info.created.unix_timestamp_nanos() || was.seq > info.state.last_sequence {
@@ -270,7 +279,8 @@ impl Reader {
         } else if let Some(was) = self.was.filter(|was| first_seq > was.seq + 1) {
             self.fell_behind(first_seq - was.seq - 1);
         }
-        self.was = None;
+        // Also where the next step fails: what was read was another log, or is read again.
+        (self.was, self.position) = (None, None);
         (self.deleted, self.has_other_versions) = (deleted(info), false);
         if self.missed_ns.take().is_some() {
             self.link.ask_for_healing();
@@ -340,14 +350,20 @@ impl Reader {
             self.link.ask_for_healing();
         }
         let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
-        if let Some(name) = id.and_then(|id| self.namesakes.note(id.as_str(), at_ns)) {
-            self.link.note_namesake(name, at_ns);
+        // What was so before this server read is no matter now.
+        if let Some(name) = id.and_then(|id| self.namesakes.note(id.as_str(), at_ns))
+            && self.link.is_caught_up()
+        {
+            self.link.note_namesake(name);
         }
         match Batch::decode(&message.payload) {
             Ok(mut batch) => {
                 if !log::follows(message.headers.as_ref(), created_ns, seq) {
                     // The clues of these frames are in a log that was lost. Its writer sends them again from its archive.
                     batch.entries.retain(|entry| !matches!(entry, Entry::Covered(_)));
+                    if batch.server == self.config.server_name() {
+                        self.link.losses_seen.fetch_add(1, Ordering::AcqRel);
+                    }
                 }
                 self.send(LogUpdate::Batch(Box::new(batch), at_ns))
             }

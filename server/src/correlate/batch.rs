@@ -46,11 +46,22 @@ pub enum Entry {
         seq: u64,
         interval: Interval,
     },
-    /// Everything that a stretch of a node's frames gives occasion to stands in the log before this. One without frames, which ends
-    /// before it begins, stands before what comes next: that the server has the node's frames from there on.
+    /// Everything that a stretch of a node's frames gives occasion to stands in the log before this. An empty one says only from
+    /// which frame on the server has the node's stream.
     Covered(Covered),
     /// The server ends in an orderly way.
     Leaving,
+}
+
+impl Entry {
+    /// Whether it is sent when everything before it was taken.
+    pub fn closes(&self) -> bool {
+        match self {
+            Self::Covered(covered) => !covered.is_empty(),
+            Self::Leaving => true,
+            _ => false,
+        }
+    }
 }
 
 /// A stretch of frames of one collector's run.

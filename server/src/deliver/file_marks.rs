@@ -85,7 +85,7 @@ fn line(finding: &str, mark: &Mark) -> io::Result<Vec<u8>> {
 }
 
 impl Marks for FileMarks {
-    /// It is beside the archive, and lost with it.
+    /// They are beside the archive, and lost with it.
     async fn began_ns(&mut self) -> Result<u64, MarksError> {
         Ok(0)
     }

@@ -105,7 +105,9 @@ impl Marks for LogMarks {
     }
 
     async fn began_ns(&mut self) -> Result<u64, MarksError> {
-        let created = self.bucket().await?.stream.cached_info().created;
+        let bucket = self.bucket().await?;
+        let info = bucket.stream.get_info().await.map_err(failed);
+        let created = self.seen(info)?.created;
         Ok(u64::try_from(created.unix_timestamp_nanos()).unwrap_or(0))
     }
 

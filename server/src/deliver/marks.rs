@@ -101,7 +101,7 @@ pub trait Marks {
     /// All of them.
     async fn load(&mut self) -> Result<HashMap<String, Known>, MarksError>;
 
-    /// Since when there have been marks, nanoseconds since 1970: earlier ones were lost.
+    /// When the place of the marks was made, nanoseconds since 1970: where it was another before, those of then are lost.
     async fn began_ns(&mut self) -> Result<u64, MarksError>;
 
     /// The mark of one finding.

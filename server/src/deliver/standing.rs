@@ -9,7 +9,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::Instant;
 
 use super::Source;
-use super::marks::Known;
+use super::marks::{Known, MarkState};
 use super::queue::Queue;
 
 pub(super) type Changes = broadcast::Receiver<Arc<Finding>>;
@@ -17,8 +17,8 @@ pub(super) type Changes = broadcast::Receiver<Arc<Finding>>;
 /// What is known in one term.
 pub(super) struct Standing {
     pub known: HashMap<String, Known>,
-    /// Since when there have been marks, nanoseconds since 1970.
-    pub marks_began_ns: u64,
+    /// Marks of before this moment are lost, nanoseconds since 1970; 0: none.
+    pub lost_before_ns: u64,
     pub queue: Queue,
     /// The last publication that was looked at.
     pub seen_ns: u64,
@@ -39,6 +39,26 @@ impl Standing {
             Err(RecvError::Lagged(_)) => self.is_behind = true,
             Err(RecvError::Closed) => {}
         }
+    }
+
+    /// What was delivered and taken over by another finding meanwhile, as far as the store still says so.
+    pub fn gone(&self, source: &Source) -> Vec<Finding> {
+        let announced =
+            self.known.iter().filter(|(_, known)| !known.mark.withdrawn || known.mark.state == MarkState::Intent);
+        let gone = announced.filter_map(|(id, _)| {
+            let successor = source.store.current(id).filter(|finding| finding.id != *id)?;
+            let superseded_by = successor.id.clone();
+            Some(Finding { id: id.clone(), withdrawn: true, superseded_by, ..Finding::default() })
+        });
+        gone.collect()
+    }
+
+    /// Whether a finding without a mark may have been delivered before the marks were lost. It is news that was published since
+    /// `news_since`, seconds since 1970.
+    pub fn may_be_delivered(&self, finding: &Finding, news_since: u64) -> bool {
+        // Of what an earlier run withdrew only the id is known.
+        let is_known = finding.ended_ns > 0 && finding.published_ns / 1_000_000_000 >= news_since;
+        is_known && finding.ended_ns < self.lost_before_ns
     }
 
     /// What was published since the last look, in that order; everything where other silences hold than then.

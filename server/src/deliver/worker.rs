@@ -39,6 +39,8 @@ pub(super) struct Worker<M> {
     source: Source,
     sink: Box<dyn Sink>,
     marks: M,
+    /// When the place of the marks was made that this server saw first.
+    marks_began_ns: Option<u64>,
     figures: Arc<Figures>,
 }
 
@@ -56,7 +58,7 @@ fn back_off(failures: u32) -> Duration {
 
 impl<M: Marks> Worker<M> {
     pub(super) fn new(source: Source, sink: Box<dyn Sink>, marks: M, figures: Arc<Figures>) -> Self {
-        Self { source, sink, marks, figures }
+        Self { source, sink, marks, marks_began_ns: None, figures }
     }
 
     /// Delivers until `ended`, whenever this server leads.
@@ -70,6 +72,10 @@ impl<M: Marks> Worker<M> {
     async fn serve(&mut self) {
         let mut failures = 0;
         loop {
+            if self.marks_began_ns.is_none() {
+                // Also who does not lead is to know when they are lost.
+                self.marks_began_ns = self.marks.began_ns().await.ok();
+            }
             let term = self.source.leadership.led().await;
             let began = Instant::now();
             let outcome = self.lead(&term).await;
@@ -100,9 +106,11 @@ impl<M: Marks> Worker<M> {
         if !self.can_deliver(term).await {
             return Ok(());
         }
+        let began_ns = self.marks.began_ns().await?;
+        let is_as_ever = *self.marks_began_ns.get_or_insert(began_ns) == began_ns;
         let mut standing = Standing {
             known: self.marks.load().await?,
-            marks_began_ns: self.marks.began_ns().await?,
+            lost_before_ns: if is_as_ever { 0 } else { began_ns },
             queue: Queue::new(self.source.store.findings_max()),
             seen_ns: 0,
             heard: Vec::new(),
@@ -227,7 +235,9 @@ impl<M: Marks> Worker<M> {
                 _ if is_held => false,
                 Some(known) => !known.mark.settles(&content, finding.withdrawn),
                 None if !self.sink.wants(&finding) => false,
-                None if finding.withdrawn => self.may_be_withdrawn(standing, &finding, news_since),
+                None if finding.withdrawn => {
+                    self.sink.takes_unknown_withdrawals() && standing.may_be_delivered(&finding, news_since)
+                }
                 // What was silenced when it was found, and is over, is no news when the silence ends.
                 None => finding.ongoing || self.is_recent(&finding, news_since),
             };
@@ -238,13 +248,6 @@ impl<M: Marks> Worker<M> {
             }
         }
         self.show(standing, None);
-    }
-
-    /// Whether the receiver of a finding without a mark may have it: from before the marks were lost.
-    fn may_be_withdrawn(&self, standing: &Standing, finding: &Finding, news_since: u64) -> bool {
-        // Of what an earlier run withdrew only the id is known.
-        let is_known = finding.ended_ns > 0 && finding.published_ns / 1_000_000_000 >= news_since;
-        is_known && finding.ended_ns < standing.marks_began_ns && self.sink.takes_unknown_withdrawals()
     }
 
     fn is_recent(&self, finding: &Finding, news_since: u64) -> bool {
@@ -267,18 +270,8 @@ impl<M: Marks> Worker<M> {
         }
     }
 
-    /// What was delivered and taken over by another finding meanwhile, as far as the store still says so.
     fn find_gone(&self, standing: &mut Standing) {
-        let announced =
-            standing.known.iter().filter(|(_, known)| !known.mark.withdrawn || known.mark.state == MarkState::Intent);
-        let gone: Vec<Finding> = announced
-            .filter_map(|(id, _)| {
-                let successor = self.source.store.current(id).filter(|finding| finding.id != *id)?;
-                let superseded_by = successor.id.clone();
-                Some(Finding { id: id.clone(), withdrawn: true, superseded_by, ..Finding::default() })
-            })
-            .collect();
-        for finding in gone {
+        for finding in standing.gone(&self.source) {
             let content = content(&finding);
             self.put(standing, Arc::new(finding), content);
         }

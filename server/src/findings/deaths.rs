@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::clue_store::Noted;
 use super::moment::Moment;
-use super::pattern::{Pattern, PatternSet};
+use super::pattern::Pattern;
 use super::series::{Anchor, Group, Series};
 use crate::correlate::Generations;
 use crate::correlate::clue::EvidenceId;
@@ -84,17 +84,13 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// The ids that findings of these deaths have where others of them are not known, or came later.
-    pub fn other_ids(&self, patterns: &PatternSet) -> Vec<String> {
-        let of_several = || patterns.patterns().iter().filter(|pattern| pattern.fold || pattern.gathers());
-        let mut ids = Vec::new();
-        for death in &self.members {
+    /// The ids that the pattern's findings of these deaths have where others of them are not known, or came later.
+    pub fn other_ids(&self, pattern: &Pattern) -> Vec<String> {
+        let ids_of = |death: &Arc<Noted>| {
             let (entity, evidence) = (death.clue.entity.id, death.clue.evidence);
-            ids.push(finding_id(ALONE, entity, evidence));
-            ids.extend(of_several().map(|pattern| finding_id(&pattern.id, self.scope, evidence)));
-        }
-        ids.retain(|id| *id != self.id);
-        ids
+            [finding_id(ALONE, entity, evidence), finding_id(&pattern.id, self.scope, evidence)]
+        };
+        self.members.iter().flat_map(ids_of).filter(|id| *id != self.id).collect()
     }
 }
 
@@ -323,8 +319,9 @@ impl Deaths {
                 Some(known) => Arc::clone(&known.id),
                 None => series.name(key.scope, &group).into(),
             };
-            for death in &group.members {
-                let shown = self.shown.entry(death.clue.evidence, || Arc::clone(&id));
+            let members = group.members.iter().map(|death| death.clue.evidence);
+            for death in members.chain([group.first, group.last.clue.evidence]) {
+                let shown = self.shown.entry(death, || Arc::clone(&id));
                 *shown = Arc::clone(&id);
             }
             let is_new = !before.iter().any(|known| *known.id == *id && known.says(&group));

@@ -61,7 +61,7 @@ impl Worker {
             LogUpdate::Kept(finding) => self.store.take_in(*finding),
             LogUpdate::Rebuild { begins_ns, is_cut } => self.rebuild(begins_ns, is_cut),
             LogUpdate::CaughtUp { confirms } => {
-                // What the archives send again is found again.
+                // Until the archives have sent again what it lacks, it is a replay.
                 if confirms {
                     self.confirm();
                 }
@@ -115,6 +115,9 @@ impl Worker {
         let Some((next_ns, until_ns)) = self.log.as_ref().and_then(|log| log.rechecks) else { return };
         if log_ns >= next_ns {
             self.withdraw_disproved();
+            // Who is silent may have what others lack.
+            let is_silent = self.log.as_ref().is_some_and(|log| !log.losses.silent().is_empty());
+            let until_ns = if is_silent { log_ns + RECHECKS_NS } else { until_ns };
             let next = (log_ns < until_ns).then_some((log_ns + RECHECK_NS, until_ns));
             if let Some(log) = &mut self.log {
                 log.rechecks = next;

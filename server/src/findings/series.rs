@@ -1,7 +1,7 @@
 //! The deaths that one pattern explains in one scope, and how they make up findings.
 //!
 //! What enters: anchors, each with the deaths that it counts. What leaves: groups of deaths, a finding each. What must hold: the groups
-//! follow from the anchors, whatever the order of their arrival. At most [`ALIKE_MAX`] or [`COUNTING_MAX`] anchors are kept. Of
+//! follow from the anchors, whatever the order of their arrival, as far as they are remembered. At most [`ALIKE_MAX`] or [`COUNTING_MAX`] anchors are kept. Of
 //! older ones it is remembered how many there were, and which were the first and the last.
 
 use std::collections::HashSet;
@@ -44,7 +44,7 @@ impl Anchor {
 
 /// Deaths that are one finding.
 pub struct Group {
-    first: EvidenceId,
+    pub first: EvidenceId,
     pub first_realtime_ns: u64,
     /// The death that the finding describes.
     pub last: Arc<Noted>,
@@ -346,7 +346,7 @@ impl Series {
         // The last that had to make room, where no anchor goes on with them.
         let is_over = |evicted: &&Evicted| {
             let goes_on = |of: &Counted<'a>| evicted.tail.iter().any(|death| of.all.contains(death));
-            !is_left_out(evicted.last.clue.evidence) && !found.iter().any(goes_on)
+            evicted.count > 0 && !is_left_out(evicted.last.clue.evidence) && !found.iter().any(goes_on)
         };
         let over = self.evicted.as_ref().filter(is_over).map(|evicted| Group {
             first: evicted.first,

@@ -173,8 +173,8 @@ impl FindingStore {
     }
 
     /// Everything is found again: what is known is treated as an earlier run's, except what the log has not confirmed. From
-    /// `replayed_from_ns` on, nanoseconds since 1970, the replay has everything. Before that it may have all of a frame or nothing,
-    /// unless its beginning `is_cut`.
+    /// `replayed_from_ns` on, nanoseconds since 1970, the replay has everything. Of an earlier frame it has all or nothing, unless
+    /// the beginning of the log `is_cut`.
     pub fn restart(&self, replayed_from_ns: u64, is_cut: bool) {
         let mut inner = self.write();
         inner.begin_replay(replayed_from_ns, is_cut);

@@ -336,7 +336,7 @@ impl Worker {
             let (id, count) = (publication.id.clone(), publication.count);
             if self.is_published(pattern, found, &id, count) {
                 self.publish(patterns, pattern, found, id, count, publication.started_realtime_ns);
-                self.replace_restored(patterns, &publication);
+                self.replace_restored(pattern, &publication);
             }
         }
         // Only now there is what takes their place.
@@ -379,11 +379,12 @@ impl Worker {
         None
     }
 
-    /// Withdraws what an earlier run found of the same deaths when it knew fewer of them, or in another order.
-    fn replace_restored(&mut self, patterns: &PatternSet, publication: &Publication) {
+    /// Withdraws what an earlier run found of some of these deaths by the same pattern. Another pattern may have had a cause that
+    /// is forgotten by now.
+    fn replace_restored(&mut self, pattern: &Pattern, publication: &Publication) {
         let mut entities = publication.members.iter().map(|death| death.clue.entity.id);
         if entities.any(|entity| self.store.has_restored_about(entity)) {
-            let ids = self.store.restored_among(publication.other_ids(patterns), publication.count);
+            let ids = self.store.restored_among(publication.other_ids(pattern), &pattern.id, publication.count);
             let successor = Some(publication.id.clone());
             self.withdraw(ids.into_iter().map(|id| Withdrawn { id, successor: successor.clone() }));
         }

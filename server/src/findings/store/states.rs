@@ -12,11 +12,12 @@ impl FindingStore {
         self.read().restored_about.contains_key(&entity)
     }
 
-    /// Those of these ids that an earlier run's findings have, which stand for at most `count` deaths and are not found again.
-    pub fn restored_among(&self, ids: Vec<String>, count: u32) -> Vec<String> {
+    /// Those of these ids that an earlier run's findings of this pattern have, of at most `count` deaths and not found again.
+    pub fn restored_among(&self, ids: Vec<String>, pattern: &str, count: u32) -> Vec<String> {
         let inner = self.read();
         let says_no_more = |id: &String| {
-            inner.restored.contains(id) && inner.findings.get(id).is_some_and(|finding| finding.count <= count)
+            let finding = inner.findings.get(id).filter(|_| inner.restored.contains(id));
+            finding.is_some_and(|finding| finding.pattern == pattern && finding.count <= count)
         };
         ids.into_iter().filter(says_no_more).collect()
     }

@@ -150,8 +150,9 @@ impl Table {
         found.filter_map(|finding| Some((death_key(finding)?, finding))).collect()
     }
 
-    /// The findings of an earlier run that rest on evidence which this run has seen, and that it has not found, each with the finding
-    /// that explains the same death now. One of several deaths stands unless that has as many: not all of them are in its evidence.
+    /// The findings of an earlier run, made without the others' evidence, whose own evidence this run has seen and that it has not
+    /// found. Each comes with the finding that explains the same death now. One of several deaths stands unless that has as many:
+    /// not all of them are in its evidence.
     pub fn disproved(&self, is_seen: &dyn Fn(EvidenceId) -> bool) -> Vec<(String, Option<String>)> {
         let is_seen = |piece: &Evidence| EvidenceId::parse(&piece.id).is_some_and(is_seen);
         let known = |id: &String| self.findings.get(id).filter(|finding| !self.found_less.contains(&finding.id));
@@ -160,6 +161,7 @@ impl Table {
             .iter()
             .filter_map(known)
             .filter(|finding| !finding.ongoing && !finding.withdrawn && finding.started_ns >= self.whole_from_ns)
+            .filter(|finding| finding.possible || !finding.missing_servers.is_empty())
             .filter(|finding| !finding.evidence.is_empty() && finding.evidence.iter().all(is_seen))
             .collect();
         gone.sort_by(|a, b| a.id.cmp(&b.id));
