@@ -82,7 +82,7 @@ fn settled_findings(server: &Server) -> BTreeMap<String, Finding> {
     };
     let (mut last, mut since) = (ask(), Instant::now());
     while since.elapsed() < Duration::from_secs(3) {
-        pause(Duration::from_millis(200));
+        pause(Duration::from_millis(200)).unwrap_or_else(|error| panic!("{error}"));
         let now = ask();
         if now != last {
             (last, since) = (now, Instant::now());

@@ -321,8 +321,7 @@ fn marks_that_nats_has_lost_cost_repeats_and_no_finding() {
 #[test]
 fn what_is_withdrawn_is_told_though_marks_are_lost() {
     let Some(mut nats) = Nats::start() else { return };
-    let receiving = Receiving::start(&[]);
-    let of_a = section(&nats, "a");
+    let (receiving, of_a) = (Receiving::start(&[]), section(&nats, "a"));
     let a = Member::begin_with(of_a.clone(), timing());
     let _deliverer = deliverer(&a, &of_a, &receiving.section());
     let mut node = Node::new("n1");
@@ -336,8 +335,8 @@ fn what_is_withdrawn_is_told_though_marks_are_lost() {
     a.deliver_part(&node, node.frames.len() - 1..node.frames.len());
     a.findings_when(|found| found[0].count == 2);
     nats.restart_empty();
-    let is_withdrawal = |of: &Posted| of.finding == first && of.content["withdrawn"] == true;
-    until("it is withdrawn", || receiving.confirmed().iter().any(is_withdrawal).then_some(()));
+    let is_told = |of: &Posted| of.finding == first && of.content["withdrawn"] == true;
+    until("the withdrawal", || receiving.confirmed().iter().any(is_told).then_some(()));
 }
 
 fn webhook(receiving: &Receiving) -> DeliverSection {
