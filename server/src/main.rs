@@ -200,8 +200,12 @@ fn is_coloured() -> bool {
 fn start_logging(config: &Config) {
     // The audit log is written whatever the level.
     let audit = if config.logging.audit { ",audit=info" } else { ",audit=off" };
-    // The client's words on a connection that fails come with every attempt. The server says itself what is wrong, more seldom.
-    let client = if config.logging.level.contains("async_nats") { "" } else { ",async_nats::connector=off" };
+    // The client's words come with every attempt, and with each connection that is made and closed. The server says itself what is
+    // wrong, more seldom.
+    let client = match config.logging.level.contains("async_nats") {
+        true => "",
+        false => ",async_nats=warn,async_nats::connector=off",
+    };
     let filter = EnvFilter::new(format!("{}{audit}{client}", config.logging.level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

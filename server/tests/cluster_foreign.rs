@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use async_nats::jetstream::stream;
+use tapio_server::cluster::ClusterSection;
 
 use crate::cluster_faults::{by_id, deaths, until_as};
 use crate::cluster_support::*;
@@ -82,4 +83,16 @@ fn two_servers_of_one_name_are_told_of() {
     for server in &servers {
         until("it is noticed", || (server.cluster.link().namesakes() == ["a"]).then_some(()));
     }
+}
+
+#[test]
+fn of_several_addresses_one_that_answers_is_enough() {
+    let Some(nats) = Nats::start() else { return };
+    let url = format!("nats://127.0.0.1:{}, {}", crate::whole_server::free_port(), nats.url());
+    let a = Member::begin_with(ClusterSection { url, ..section(&nats, "a") }, timing());
+    until("the log's end", || a.cluster.link().is_caught_up().then_some(()));
+    let (first, _) = deaths();
+    a.deliver(&first);
+    settle(&[&a]);
+    assert!(!a.findings().is_empty() && !a.cluster.link().is_alone());
 }

@@ -208,7 +208,7 @@ impl Log {
     ) -> Result<Self, LogError> {
         let options = options(config, connections).await?;
         let refused = |error: String| LogError::Connect { url: config.urls_to_show(), error };
-        let connecting = options.connect(config.urls().join(","));
+        let connecting = options.connect(config.urls());
         let client = match tokio::time::timeout(CONNECT_TIMEOUT * 2, connecting).await {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => return Err(refused(error.to_string())),
