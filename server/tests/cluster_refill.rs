@@ -7,6 +7,7 @@ use crate::cluster_support::*;
 use crate::cluster_whole::{findings_when, ship};
 use crate::correlate_node::{Node, SECOND};
 use crate::whole_server::{Stream, Whole, hello};
+use tapio_wire::service::Finding;
 use tokio::sync::watch;
 
 /// How long a server is waited for that ends beside a log which takes nothing. It takes some 2 s here.
@@ -25,27 +26,40 @@ fn many_deaths() -> (Node, Node) {
     (first, second)
 }
 
+async fn two(nats: &Nats) -> [Whole; 2] {
+    let [a, b] = ["a", "b"].map(|server| Whole::start(|config| config.cluster = section(nats, server)));
+    [a.await, b.await]
+}
+
+/// Waits until the log was read anew, and has what it lacked.
+async fn refilled(servers: &[&Whole]) {
+    for server in servers {
+        server.until_metric("tapio_server_log_rebuilds_total", &[], |value| value >= 2.0).await;
+        server.until_metric("tapio_server_log_healing_seconds", &[], |value| value == 0.0).await;
+    }
+}
+
+/// Whoever joins now knows only what the log says: all find the same, and end.
+async fn joined_and_ended(nats: &Nats, [a, b]: [Whole; 2], wanted: &[Finding]) {
+    let c = Whole::start(|config| config.cluster = section(nats, "c")).await;
+    until_undisturbed(&[&a, &b, &c], wanted).await;
+    for server in [a, b, c] {
+        server.pipeline.shutdown().await.expect("a good end");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_log_of_many_frames_is_refilled_by_all() {
     let Some(mut nats) = Nats::start() else { return };
     let (first, second) = many_deaths();
     let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
-    let a = Whole::start(|config| config.cluster = section(&nats, "a")).await;
-    let b = Whole::start(|config| config.cluster = section(&nats, "b")).await;
+    let [a, b] = two(&nats).await;
     ship(&a, &first, 0).await;
     ship(&b, &second, 0).await;
     until_undisturbed(&[&a, &b], &wanted).await;
     nats.restart_empty();
-    for server in [&a, &b] {
-        server.until_metric("tapio_server_log_rebuilds_total", &[], |value| value >= 2.0).await;
-        server.until_metric("tapio_server_log_healing_seconds", &[], |value| value == 0.0).await;
-    }
-    // Whoever joins now knows only what the log says.
-    let c = Whole::start(|config| config.cluster = section(&nats, "c")).await;
-    until_undisturbed(&[&a, &b, &c], &wanted).await;
-    for server in [a, b, c] {
-        server.pipeline.shutdown().await.expect("a good end");
-    }
+    refilled(&[&a, &b]).await;
+    joined_and_ended(&nats, [a, b], &wanted).await;
 }
 
 /// Ships a node's frames one by one, and says after each that it is durable.
@@ -66,8 +80,7 @@ async fn a_log_lost_under_load_costs_no_death() {
     let Some(mut nats) = Nats::start() else { return };
     let (first, second) = many_deaths();
     let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
-    let a = Whole::start(|config| config.cluster = section(&nats, "a")).await;
-    let b = Whole::start(|config| config.cluster = section(&nats, "b")).await;
+    let [a, b] = two(&nats).await;
     let (durable, _) = watch::channel(0);
     let losing = async {
         for at in [3, 6] {
@@ -79,12 +92,7 @@ async fn a_log_lost_under_load_costs_no_death() {
     let (other, _) = watch::channel(0);
     tokio::join!(ship_slowly(&a, &first, &durable), ship_slowly(&b, &second, &other), losing);
     until_undisturbed(&[&a, &b], &wanted).await;
-    // Whoever joins now knows only what the log says.
-    let c = Whole::start(|config| config.cluster = section(&nats, "c")).await;
-    until_undisturbed(&[&a, &b, &c], &wanted).await;
-    for server in [a, b, c] {
-        server.pipeline.shutdown().await.expect("a good end");
-    }
+    joined_and_ended(&nats, [a, b], &wanted).await;
 }
 
 /// NATS was killed before its last messages were on its disk.
@@ -93,23 +101,15 @@ async fn what_the_end_of_the_log_had_is_republished() {
     let Some(mut nats) = Nats::start() else { return };
     let (first, second) = many_deaths();
     let wanted = undisturbed(&[&first, &second]).expect("NATS is there");
-    let a = Whole::start(|config| config.cluster = section(&nats, "a")).await;
-    let b = Whole::start(|config| config.cluster = section(&nats, "b")).await;
+    let [a, b] = two(&nats).await;
     ship(&a, &first, 0).await;
     findings_when(&b, |found| found.iter().map(|one| one.count).sum::<u32>() == 200).await;
     let earlier = nats.restart_saving();
     ship(&b, &second, 0).await;
     until_undisturbed(&[&a, &b], &wanted).await;
     nats.restart_with(&earlier);
-    for server in [&a, &b] {
-        server.until_metric("tapio_server_log_rebuilds_total", &[], |value| value >= 2.0).await;
-        server.until_metric("tapio_server_log_healing_seconds", &[], |value| value == 0.0).await;
-    }
-    let c = Whole::start(|config| config.cluster = section(&nats, "c")).await;
-    until_undisturbed(&[&a, &b, &c], &wanted).await;
-    for server in [a, b, c] {
-        server.pipeline.shutdown().await.expect("a good end");
-    }
+    refilled(&[&a, &b]).await;
+    joined_and_ended(&nats, [a, b], &wanted).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

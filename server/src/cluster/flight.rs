@@ -100,7 +100,7 @@ async fn connect(
     let log = Log::connect(config, keep, connections).await?;
     let mut stream = log.ensure().await?;
     if taken.is_some_and(|taken| taken.seq > stream.cached_info().state.last_sequence) {
-        // A new leader of the stream may be behind for a moment.
+        // A new leader of the stream may be behind for a moment, and NATS does not say when it no longer is.
         tokio::time::sleep(NEW_LEADER_PAUSE).await;
         stream = log.ensure().await?;
     }
@@ -150,7 +150,7 @@ async fn send(
                 Err(error) => return (landed, Err(error.to_string())),
             };
             let taken = Taken { created_ns: *created_ns, seq: ack.sequence, id };
-            let (count, so_far) = landed.get_or_insert((0, Landed { last: taken.clone(), first_new: None }));
+            let (count, so_far) = landed.get_or_insert_with(|| (0, Landed { last: taken.clone(), first_new: None }));
             *count += 1;
             if taken.seq > so_far.last.seq {
                 so_far.last = taken;

@@ -1,8 +1,8 @@
 //! The deaths that one pattern explains in one scope, and how they make up findings.
 //!
 //! What enters: anchors, each with the deaths that it counts. What leaves: groups of deaths, a finding each. What must hold: the groups
-//! follow from the anchors, whatever the order of their arrival, as far as they are remembered. At most [`ALIKE_MAX`] or [`COUNTING_MAX`] anchors are kept. Of
-//! older ones it is remembered how many there were, and which were the first and the last.
+//! follow from the anchors, whatever the order of their arrival, as far as they are remembered. At most [`ALIKE_MAX`] or
+//! [`COUNTING_MAX`] anchors are kept. Of older ones it is remembered how many there were, and which were the first and the last.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -130,8 +130,10 @@ impl Span {
 
     /// Adds it to spans of which no two touch.
     fn add_to(mut self, spans: &mut Vec<Self>, window_ns: u64) {
-        for other in spans.extract_if(.., |other| self.touches(other, window_ns)).collect::<Vec<_>>() {
-            self.join(other);
+        while let Some(at) = spans.iter().position(|other| self.touches(other, window_ns)) {
+            let mut other = spans.swap_remove(at);
+            other.join(self);
+            self = other;
         }
         spans.push(self);
     }

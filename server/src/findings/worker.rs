@@ -382,8 +382,7 @@ impl Worker {
     /// Withdraws what an earlier run found of some of these deaths by the same pattern. Another pattern may have had a cause that
     /// is forgotten by now.
     fn replace_restored(&mut self, pattern: &Pattern, publication: &Publication) {
-        let mut entities = publication.members.iter().map(|death| death.clue.entity.id);
-        if entities.any(|entity| self.store.has_restored_about(entity)) {
+        if self.store.has_restored_about(publication.members.iter().map(|death| death.clue.entity.id)) {
             let ids = self.store.restored_among(publication.other_ids(pattern), &pattern.id, publication.count);
             let successor = Some(publication.id.clone());
             self.withdraw(ids.into_iter().map(|id| Withdrawn { id, successor: successor.clone() }));

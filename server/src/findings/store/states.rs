@@ -7,9 +7,10 @@ use crate::correlate::clue::EvidenceId;
 use crate::findings::restored::is_of_part;
 
 impl FindingStore {
-    /// Whether an earlier run found something about this entity that this run has not found again.
-    pub fn has_restored_about(&self, entity: u64) -> bool {
-        self.read().restored_about.contains_key(&entity)
+    /// Whether an earlier run found something about one of these entities that this run has not found again.
+    pub fn has_restored_about(&self, mut entities: impl Iterator<Item = u64>) -> bool {
+        let inner = self.read();
+        !inner.restored_about.is_empty() && entities.any(|entity| inner.restored_about.contains_key(&entity))
     }
 
     /// Those of these ids that an earlier run's findings of this pattern have, of at most `count` deaths and not found again.

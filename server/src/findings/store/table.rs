@@ -6,7 +6,6 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
-use std::ops::SubAssign;
 use std::sync::Arc;
 
 use tapio_wire::program::clock;
@@ -22,9 +21,9 @@ pub(super) struct Table {
     /// Findings out of the journal that this run has not found again, and the deaths that they explain.
     pub restored: HashSet<String>,
     /// Each with the number of these findings.
-    pub restored_deaths: HashMap<DeathKey, u32>,
+    pub restored_deaths: HashMap<DeathKey, usize>,
     /// How many of these findings are about which entity.
-    pub restored_about: HashMap<u64, u32>,
+    pub restored_about: HashMap<u64, usize>,
     /// What the replay found of such deaths under other ids, by id: it comes when what is restored goes for it.
     pub held_back: HashMap<String, Finding>,
     /// What is replayed has everything from this time on, nanoseconds since 1970: what it does not find again does not stand.
@@ -279,15 +278,10 @@ impl Table {
     }
 }
 
-fn count_down<K, Q, N>(counts: &mut HashMap<K, N>, key: &Q)
-where
-    K: Borrow<Q> + Hash + Eq,
-    Q: Hash + Eq + ?Sized,
-    N: From<u8> + PartialEq + SubAssign,
-{
+fn count_down<K: Borrow<Q> + Hash + Eq, Q: Hash + Eq + ?Sized>(counts: &mut HashMap<K, usize>, key: &Q) {
     if let Some(count) = counts.get_mut(key) {
-        *count -= N::from(1);
-        if *count == N::from(0) {
+        *count -= 1;
+        if *count == 0 {
             counts.remove(key);
         }
     }
