@@ -1,8 +1,10 @@
 //! What is in NATS under the names of the servers' log, and is not theirs. The log is a real NATS.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_nats::jetstream::stream;
+use futures::StreamExt as _;
 use tapio_server::cluster::ClusterSection;
 
 use crate::cluster_faults::{by_id, deaths, until_as};
@@ -95,4 +97,28 @@ fn of_several_addresses_one_that_answers_is_enough() {
     a.deliver(&first);
     settle(&[&a]);
     assert!(!a.findings().is_empty() && !a.cluster.link().is_alone());
+}
+
+#[test]
+fn a_stream_is_updated_only_where_it_differs() {
+    let Some(nats) = Nats::start() else { return };
+    let updated = beside(&nats, async |context| {
+        let mut requests = context.client().subscribe("$JS.API.STREAM.UPDATE.>").await.expect("subscribed");
+        context.client().flush().await.expect("NATS knows of it");
+        let (a, b) =
+            (Member::begin_with(section(&nats, "a"), timing()), Member::begin_with(section(&nats, "b"), timing()));
+        settle(&[&a, &b]);
+        drop((a, b));
+        // One that finds the streams wants the log to be smaller.
+        let smaller = ClusterSection { max_bytes: 80 << 20, ..section(&nats, "c") };
+        let c = Member::begin_with(smaller, timing());
+        settle(&[&c]);
+        let request = tokio::time::timeout(Duration::from_secs(30), requests.next()).await;
+        let request = request.expect("in time").expect("a request");
+        let mut log = context.get_stream("TAPIO_default_LOG").await.expect("it is there");
+        assert_eq!(log.info().await.expect("reported").config.max_bytes, 80 << 20);
+        String::from_utf8(request.payload.to_vec()).expect("JSON")
+    });
+    // It is that of the third server: none came before it.
+    assert!(updated.contains("TAPIO_default_LOG") && updated.contains("83886080"), "{updated}");
 }

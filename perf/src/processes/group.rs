@@ -70,10 +70,11 @@ impl ServerGroup {
         Ok(group)
     }
 
-    fn wait_acquainted(&self) -> Result<(), Error> {
-        for server in &self.servers {
-            let mut client = server.client()?;
+    fn wait_acquainted(&mut self) -> Result<(), Error> {
+        for index in 0..self.servers.len() {
+            let mut client = self.servers[index].client()?;
             wait_for("the servers' knowing of one another", ACQUAINTED_LIMIT, |seen| {
+                self.check_running()?;
                 let status = client.status()?;
                 let named: Vec<&str> = status.servers.iter().map(|server| server.server.as_str()).collect();
                 *seen = format!("one knows of {}; missing {:?}", named.join(", "), status.incomplete);

@@ -25,7 +25,8 @@ use tokio::sync::watch;
 
 use super::config::ClusterSection;
 use super::link::Link;
-use super::log::{Bucket, Log, LogError};
+use super::log::{Log, LogError};
+use super::streams::Bucket;
 
 /// The lease's key in its bucket.
 const KEY: &str = "leader";

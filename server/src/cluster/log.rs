@@ -17,17 +17,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
-use async_nats::jetstream::context::{Context, ContextBuilder, GetStreamError, GetStreamErrorKind};
-use async_nats::jetstream::kv::Store;
+use async_nats::jetstream::context::{Context, ContextBuilder};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{self, DiscardPolicy, LastRawMessageErrorKind, Source, StorageType, Stream};
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::{Auth, AuthError, ConnectOptions, HeaderMap};
 use futures::StreamExt as _;
 use tapio_wire::event::EntityId;
 use tapio_wire::program::backoff;
+use tokio::sync::Mutex;
 
 use super::config::ClusterSection;
 use super::connections::Connections;
@@ -37,14 +36,6 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
-/// How long NATS remembers which messages it had.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
-/// Age at which a fact is forgotten if no server sends it again.
-const FACTS_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-const FACTS_BYTES_MAX: i64 = 512 << 20;
-/// Age and total size up to which findings are kept, the latest first.
-const FINDINGS_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
-const FINDINGS_BYTES_MAX: i64 = 128 << 20;
 /// Who wrote a message, also one that cannot be read.
 pub const SERVER_HEADER: &str = "Tapio-Server";
 /// What a message rests on: see [`Ground`].
@@ -69,12 +60,7 @@ pub enum LogError {
     Foreign { stream: String, subjects: String },
 }
 
-/// Whether there is no stream of that name.
-fn is_absent(error: &GetStreamError) -> bool {
-    matches!(error.kind(), GetStreamErrorKind::JetStream(refused) if refused.error_code() == ErrorCode::STREAM_NOT_FOUND)
-}
-
-fn jetstream(what: &'static str) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> LogError {
+pub(super) fn jetstream(what: &'static str) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> LogError {
     move |error| LogError::JetStream { what, error: error.to_string() }
 }
 
@@ -91,12 +77,17 @@ impl Names {
         Self { cluster: config.name.clone(), server: config.server_name() }
     }
 
+    /// Returns the name of the cluster.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
     /// Returns the name of this server.
     pub fn server(&self) -> &str {
         &self.server
     }
 
-    fn stream(&self, what: &str) -> String {
+    pub(super) fn stream(&self, what: &str) -> String {
         format!("TAPIO_{}_{what}", self.cluster)
     }
 
@@ -115,20 +106,9 @@ impl Names {
         format!("tapio.{}.finding.{id}", self.cluster)
     }
 
-    fn every(&self, what: &str) -> String {
+    pub(super) fn every(&self, what: &str) -> String {
         format!("tapio.{}.{what}.>", self.cluster)
     }
-}
-
-/// How a key-value bucket is to be.
-pub struct Bucket {
-    /// What it is called among those of this cluster.
-    pub name: &'static str,
-    pub description: &'static str,
-    /// Zero: for ever.
-    pub max_age: Duration,
-    pub max_bytes: i64,
-    pub value_bytes_max: i32,
 }
 
 /// The last message of a server that the log took: what lacks it has lost something.
@@ -192,8 +172,10 @@ pub async fn message_at(stream: &Stream, seq: u64) -> Result<Option<StreamMessag
 pub struct Log {
     pub context: Context,
     pub names: Names,
-    config: ClusterSection,
-    keep: Duration,
+    pub(super) config: ClusterSection,
+    pub(super) keep: Duration,
+    /// Held by the one connection of this server that creates a stream.
+    pub(super) making: Arc<Mutex<()>>,
 }
 
 impl Log {
@@ -215,7 +197,8 @@ impl Log {
             Err(_) => return Err(refused("no answer in time".into())),
         };
         let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).backpressure_on_inflight(true).build(client);
-        Ok(Self { context, names: Names::new(config), config: config.clone(), keep })
+        let making = connections.making();
+        Ok(Self { context, names: Names::new(config), config: config.clone(), keep, making })
     }
 
     /// Whether the connection has broken since it was made, and NATS may have lost what it had.
@@ -231,120 +214,6 @@ impl Log {
     /// What NATS takes in one message.
     pub fn max_payload(&self) -> usize {
         self.context.client().server_info().max_payload.max(64 << 10)
-    }
-
-    /// Makes the streams what they are to be.
-    ///
-    /// # Errors
-    /// [`LogError::JetStream`] when NATS refuses.
-    pub async fn ensure(&self) -> Result<Stream, LogError> {
-        let log = stream::Config {
-            name: self.names.stream("LOG"),
-            subjects: vec![self.names.every("batch"), self.names.every("fact")],
-            max_age: self.keep,
-            max_bytes: i64::try_from(self.config.max_bytes).unwrap_or(i64::MAX),
-            discard: DiscardPolicy::Old,
-            storage: StorageType::File,
-            num_replicas: self.config.replicas,
-            max_message_size: MESSAGE_BYTES_MAX as i32,
-            duplicate_window: DUPLICATE_WINDOW.min(self.keep),
-            description: Some("Tapio: messages between its servers".into()),
-            ..stream::Config::default()
-        };
-        let facts = stream::Config {
-            name: self.names.stream("FACTS"),
-            sources: Some(vec![Source {
-                name: log.name.clone(),
-                filter_subject: Some(self.names.every("fact")),
-                ..Source::default()
-            }]),
-            max_messages_per_subject: 1,
-            max_age: FACTS_AGE,
-            max_bytes: FACTS_BYTES_MAX,
-            description: Some("Tapio: the last word on each pod, workload and Service".into()),
-            ..log.clone()
-        };
-        let facts = stream::Config { subjects: Vec::new(), ..facts };
-        let name = log.name.clone();
-        let failed = |error: async_nats::jetstream::context::CreateStreamError| error.into();
-        self.refuse_foreign(&log, "the log").await?;
-        self.refuse_foreign(&facts, "the facts").await?;
-        self.context.create_or_update_stream(log).await.map_err(failed).map_err(jetstream("the log"))?;
-        self.context.create_or_update_stream(facts).await.map_err(failed).map_err(jetstream("the facts"))?;
-        let found = self.context.get_stream(name).await;
-        found.map_err(|error| jetstream("the log")(error.into()))
-    }
-
-    /// Refuses to make somebody else's stream, which has the name of one of Tapio's, into that.
-    async fn refuse_foreign(&self, wanted: &stream::Config, what: &'static str) -> Result<(), LogError> {
-        let found = match self.context.get_stream(&wanted.name).await {
-            Ok(found) => found,
-            Err(error) if is_absent(&error) => return Ok(()),
-            Err(error) => return Err(jetstream(what)(error.into())),
-        };
-        let subjects = &found.cached_info().config.subjects;
-        let own = format!("tapio.{}.", self.names.cluster);
-        let has_as_many = wanted.subjects.is_empty() == subjects.is_empty();
-        match has_as_many
-            && subjects.iter().all(|subject| wanted.subjects.contains(subject) || subject.starts_with(&own))
-        {
-            true => Ok(()),
-            false => Err(LogError::Foreign { stream: wanted.name.clone(), subjects: subjects.join(", ") }),
-        }
-    }
-
-    /// Makes a key-value bucket what it is to be.
-    ///
-    /// # Errors
-    /// [`LogError::JetStream`] when NATS refuses.
-    pub async fn bucket(&self, bucket: &Bucket) -> Result<Store, LogError> {
-        let name = self.names.stream(bucket.name);
-        // As `create_key_value` makes it, which cannot read what NATS before 2.10 says of the account.
-        let config = stream::Config {
-            name: format!("KV_{name}"),
-            subjects: vec![format!("$KV.{name}.>")],
-            description: Some(bucket.description.into()),
-            max_messages_per_subject: 1,
-            max_age: bucket.max_age,
-            max_bytes: bucket.max_bytes,
-            max_message_size: bucket.value_bytes_max,
-            discard: DiscardPolicy::New,
-            storage: StorageType::File,
-            num_replicas: self.config.replicas,
-            allow_rollup: true,
-            deny_delete: true,
-            allow_direct: true,
-            ..stream::Config::default()
-        };
-        self.refuse_foreign(&config, "a bucket").await?;
-        let made = self.context.create_or_update_stream(config).await;
-        made.map_err(|error| jetstream("a bucket")(error.into()))?;
-        self.context.get_key_value(name).await.map_err(|error| jetstream("a bucket")(error.into()))
-    }
-
-    /// Makes the stream of findings what it is to be.
-    ///
-    /// # Errors
-    /// [`LogError::JetStream`] when NATS refuses.
-    pub async fn ensure_findings(&self) -> Result<Stream, LogError> {
-        let config = stream::Config {
-            name: self.names.stream("FINDINGS"),
-            subjects: vec![self.names.every("finding")],
-            max_messages_per_subject: 1,
-            max_age: FINDINGS_AGE,
-            max_bytes: FINDINGS_BYTES_MAX,
-            max_message_size: MESSAGE_BYTES_MAX as i32,
-            discard: DiscardPolicy::Old,
-            storage: StorageType::File,
-            num_replicas: self.config.replicas,
-            description: Some("Tapio: the last version of each finding".into()),
-            ..stream::Config::default()
-        };
-        self.refuse_foreign(&config, "the findings").await?;
-        let made = self.context.create_or_update_stream(config).await;
-        made.map_err(|error| jetstream("the findings")(error.into()))?;
-        let found = self.context.get_stream(self.names.stream("FINDINGS")).await;
-        found.map_err(|error| jetstream("the findings")(error.into()))
     }
 
     /// The stream of facts.

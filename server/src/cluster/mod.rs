@@ -23,6 +23,7 @@ mod outgoing;
 mod publisher;
 mod reader;
 mod running;
+mod streams;
 
 pub use config::{ClusterSection, ClusterTls};
 pub(crate) use connections::Connections;
@@ -31,7 +32,8 @@ pub(crate) use kept::{is_sound, read_all as read_kept};
 pub use leader::{Leadership, Term, Timing};
 pub use link::Link;
 pub(crate) use log::MESSAGE_BYTES_MAX;
-pub use log::{Bucket, Log, LogError};
+pub use log::{Log, LogError};
 pub use losses::{ClusterLosses, Other};
 pub use outgoing::Outgoing;
 pub use running::{Cluster, Healer, register_idle};
+pub use streams::Bucket;
