@@ -58,7 +58,7 @@ impl Worker {
         match update {
             LogUpdate::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
             LogUpdate::Facts(batch) => self.take_facts(*batch),
-            LogUpdate::Kept(finding) => self.store.take_in(*finding),
+            LogUpdate::Kept(finding) => self.take_kept(*finding),
             LogUpdate::Rebuild { begins_ns, is_cut } => self.rebuild(begins_ns, is_cut),
             LogUpdate::CaughtUp { confirms } => {
                 // Until the archives have sent again what it lacks, it is a replay.

@@ -42,8 +42,21 @@ impl Anchor {
     }
 }
 
+/// A finding of an earlier run that some deaths go on with: most of what it counts is forgotten.
+#[derive(Clone)]
+pub struct Former {
+    pub id: Arc<str>,
+    pub count: u32,
+    /// Whether that is a number of deaths, and not of something else that they have.
+    pub counts_deaths: bool,
+    /// Nanoseconds since 1970.
+    pub started_ns: u64,
+}
+
 /// Deaths that are one finding.
 pub struct Group {
+    /// The finding of an earlier run that it goes on with.
+    pub former: Option<Former>,
     pub first: EvidenceId,
     pub first_realtime_ns: u64,
     /// The death that the finding describes.
@@ -98,11 +111,12 @@ struct Span {
     count: u32,
     /// Those of them that are anchors still.
     members: Vec<Arc<Noted>>,
+    former: Option<Former>,
 }
 
 impl Span {
     fn of(death: &Arc<Noted>) -> Self {
-        Self { first: Arc::clone(death), last: Arc::clone(death), count: 1, members: Vec::new() }
+        Self { first: Arc::clone(death), last: Arc::clone(death), count: 1, members: Vec::new(), former: None }
     }
 
     fn place(&self) -> (u64, EvidenceId) {
@@ -126,6 +140,13 @@ impl Span {
         }
         self.count += other.count;
         self.members.extend(other.members);
+        self.former = self.former.take().or(other.former);
+    }
+
+    /// Whether a death is one of those that an earlier run has counted.
+    fn has_counted(&self, death: &Noted) -> bool {
+        let is_in_time = |former: &Former| death.clue.realtime_ns >= former.started_ns;
+        self.former.as_ref().is_some_and(is_in_time) && is_before(death, &self.first)
     }
 
     /// Adds it to spans of which no two touch.
@@ -148,6 +169,12 @@ struct Evicted {
     count: u32,
     /// What the last of them counted.
     tail: Vec<EvidenceId>,
+    former: Option<Former>,
+}
+
+/// When a group began, nanoseconds since 1970, if its first known death was then.
+fn started(former: Option<&Former>, first_realtime_ns: u64) -> u64 {
+    former.map_or(first_realtime_ns, |former| former.started_ns.min(first_realtime_ns))
 }
 
 /// The deaths that one pattern explains in one scope.
@@ -199,9 +226,11 @@ impl Series {
     pub fn put(&mut self, anchor: Anchor, is_known: bool) -> (Vec<EvidenceId>, Vec<EvidenceId>) {
         let is_counted = match self.counts_several {
             true => self.evicted.as_ref().is_some_and(|evicted| !is_before(&evicted.last, &anchor.noted)),
-            false => is_known && !self.spans.is_empty() && self.anchor(anchor.evidence()).is_none(),
+            false => {
+                is_known && !self.spans.is_empty() || self.spans.iter().any(|span| span.has_counted(&anchor.noted))
+            }
         };
-        if is_counted {
+        if is_counted && self.anchor(anchor.evidence()).is_none() {
             return (Vec::new(), Vec::new());
         }
         let new: Vec<EvidenceId> = anchor.others().collect();
@@ -247,7 +276,7 @@ impl Series {
         let first = deaths.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b))).unwrap_or(&old.noted);
         let last = Arc::clone(&old.noted);
         let (first, first_realtime_ns) = (first.clue.evidence, first.clue.realtime_ns);
-        let new = Evicted { first, first_realtime_ns, last: Arc::clone(&last), count, tail };
+        let new = Evicted { first, first_realtime_ns, last: Arc::clone(&last), count, tail, former: None };
         self.evicted = Some(match self.evicted.take() {
             None => new,
             Some(known) if known.tail.iter().any(|death| new.tail.contains(death)) => {
@@ -295,6 +324,7 @@ impl Series {
             last: Arc::clone(&span.last),
             count: span.count,
             members: Vec::new(),
+            former: span.former.clone(),
         });
         let mut spans: Vec<Span> = older.collect();
         for anchor in anchors {
@@ -304,11 +334,12 @@ impl Series {
         spans.sort_by_key(Span::place);
         let group = |span: Span| Group {
             first: span.first.clue.evidence,
-            first_realtime_ns: span.first.clue.realtime_ns,
+            first_realtime_ns: started(span.former.as_ref(), span.first.clue.realtime_ns),
             is_several: span.count > 1,
             last: span.last,
             count: span.count,
             members: span.members,
+            former: span.former,
         };
         spans.into_iter().map(group).collect()
     }
@@ -352,20 +383,24 @@ impl Series {
         };
         let over = self.evicted.as_ref().filter(is_over).map(|evicted| Group {
             first: evicted.first,
-            first_realtime_ns: evicted.first_realtime_ns,
+            first_realtime_ns: started(evicted.former.as_ref(), evicted.first_realtime_ns),
             last: Arc::clone(&evicted.last),
             count: evicted.count,
             is_several: true,
             members: Vec::new(),
+            former: evicted.former.clone(),
         });
         let group = |of: Counted<'a>| {
             let first = of.counted.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b)));
             let first = first.map_or(&of.last.noted, |first| *first);
             let evicted =
                 self.evicted.as_ref().filter(|evicted| evicted.tail.iter().any(|death| of.all.contains(death)));
+            let former = evicted.and_then(|evicted| evicted.former.as_ref());
+            let first_realtime_ns = evicted.map_or(first.clue.realtime_ns, |evicted| evicted.first_realtime_ns);
             Group {
                 first: evicted.map_or(first.clue.evidence, |evicted| evicted.first),
-                first_realtime_ns: evicted.map_or(first.clue.realtime_ns, |evicted| evicted.first_realtime_ns),
+                first_realtime_ns: started(former, first_realtime_ns),
+                former: former.cloned(),
                 last: Arc::clone(&of.last.noted),
                 count: of.counted.len() as u32 + evicted.map_or(0, |evicted| evicted.count),
                 is_several: true,
@@ -373,6 +408,56 @@ impl Series {
             }
         };
         over.into_iter().chain(found.into_iter().map(group)).collect()
+    }
+
+    /// Lets the group of a death go on with a finding of an earlier run, whose last death that was. Returns false where the group
+    /// is no part of it, or knows as many deaths itself.
+    pub fn adopt(
+        &mut self,
+        former: &Former,
+        last: EvidenceId,
+        is_hidden: impl Fn(EvidenceId) -> bool,
+        is_better: impl Fn(EvidenceId) -> bool,
+    ) -> bool {
+        let groups = self.groups(is_hidden, is_better);
+        let is_last = |death: &&Arc<Noted>| death.clue.evidence == last;
+        let has_it = |group: &Group| group.members.iter().find(is_last).cloned();
+        let Some((group, last)) = groups.into_iter().find_map(|group| has_it(&group).map(|last| (group, last))) else {
+            return false;
+        };
+        let known = group.count - group.members.iter().filter(|death| is_before(&last, death)).count() as u32;
+        let has_more = former.started_ns < group.first_realtime_ns && (former.count > known || !former.counts_deaths);
+        let Some(earliest) = group.members.iter().reduce(|a, b| if is_before(b, a) { b } else { a }) else {
+            return false;
+        };
+        if group.former.is_some() || !has_more {
+            return false;
+        }
+        let (former, earliest) = (Some(former.clone()), Arc::clone(earliest));
+        // What the earlier run knew besides.
+        let count = former.as_ref().map_or(0, |former| if former.counts_deaths { former.count - known } else { 0 });
+        if !self.counts_several {
+            match self.spans.iter_mut().find(|span| span.first.clue.evidence == group.first) {
+                Some(span) => (span.count, span.former) = (span.count + count, former),
+                None => self.spans.push(Span { count, former, ..Span::of(&earliest) }),
+            }
+            return true;
+        }
+        let Group { first, first_realtime_ns, .. } = group;
+        match &mut self.evicted {
+            Some(evicted) if evicted.first == first => {
+                (evicted.count, evicted.former) = (evicted.count + count, former);
+            }
+            evicted => {
+                let tail = vec![earliest.clue.evidence];
+                let new = Evicted { first, first_realtime_ns, last: earliest, count, tail, former };
+                if let Some(known) = evicted.replace(new) {
+                    // Nothing is known of it any more that could change it.
+                    self.published.retain(|published| published.first != known.first);
+                }
+            }
+        }
+        true
     }
 
     /// The id of a group's finding.

@@ -5,6 +5,7 @@
 //! last. A finding that was taken over by another is still found by its old id, and watchers are notified. `published_ns` rises
 //! with every publication, so a watcher knows what it has missed.
 
+mod formers;
 mod states;
 mod table;
 
@@ -275,7 +276,8 @@ impl FindingStore {
             finding.revision += 1;
         } else if self.is_replaying.load(Ordering::Acquire)
             && !inner.is_replayed(&finding)
-            && death_key(&finding).is_some_and(|death| inner.restored_deaths.contains_key(&death))
+            && (death_key(&finding).is_some_and(|death| inner.restored_deaths.contains_key(&death))
+                || inner.is_within_former(&finding))
         {
             inner.hold_back(finding, self.findings_max);
             return None;

@@ -104,7 +104,8 @@ fn what_a_whole_replay_does_not_find_again_is_withdrawn() {
 
 fn of_death(id: &str, pid: u32, count: u32) -> Finding {
     let death = Some(Death { pid, ..Death::default() });
-    Finding { death, count, title: format!("{id} {count}"), ..finding(id, "n", 7, false) }
+    let pattern = format!("of {pid}");
+    Finding { death, count, pattern, title: format!("{id} {count}"), ..finding(id, "n", 7, false) }
 }
 
 /// The group that a death belongs to gets another id in a replay than it had.

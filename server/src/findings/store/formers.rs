@@ -1,0 +1,118 @@
+//! Findings of several deaths that an earlier run made, and that this one may go on with.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tapio_wire::service::{EntityRef, Finding};
+
+use super::FindingStore;
+use super::table::Table;
+use crate::correlate::clue::EvidenceId;
+use crate::findings::pattern::Pattern;
+use crate::findings::series::Former;
+
+/// Their ids, by what they are looked up by.
+#[derive(Default)]
+pub(super) struct Formers {
+    by_evidence: HashMap<EvidenceId, Vec<String>>,
+    by_pattern: HashMap<String, HashSet<String>>,
+}
+
+/// Whether it may grow.
+fn is_group(finding: &Finding) -> bool {
+    finding.count > 1 && !finding.ongoing && finding.resolved_ns == 0
+}
+
+fn pieces(finding: &Finding) -> impl Iterator<Item = EvidenceId> {
+    finding.evidence.iter().filter_map(|piece| EvidenceId::parse(&piece.id))
+}
+
+/// Whether the deaths of both are of one container of a pod, or of a workload.
+fn is_of_same(one: &EntityRef, other: &EntityRef) -> bool {
+    let is_one_pod = !one.pod_uid.is_empty() && one.pod_uid == other.pod_uid;
+    let is_one_workload =
+        !one.workload.is_empty() && (&one.namespace, &one.workload) == (&other.namespace, &other.workload);
+    one.id == other.id || one.container == other.container && (is_one_pod || is_one_workload)
+}
+
+impl Formers {
+    pub fn add(&mut self, finding: &Finding) {
+        if !is_group(finding) {
+            return;
+        }
+        self.by_pattern.entry(finding.pattern.clone()).or_default().insert(finding.id.clone());
+        for evidence in pieces(finding) {
+            let ids = self.by_evidence.entry(evidence).or_default();
+            if !ids.contains(&finding.id) {
+                ids.push(finding.id.clone());
+            }
+        }
+    }
+
+    pub fn remove(&mut self, finding: &Finding) {
+        if let Some(ids) = self.by_pattern.get_mut(&finding.pattern) {
+            ids.remove(&finding.id);
+            if ids.is_empty() {
+                self.by_pattern.remove(&finding.pattern);
+            }
+        }
+        for evidence in pieces(finding) {
+            if let Some(ids) = self.by_evidence.get_mut(&evidence) {
+                ids.retain(|id| *id != finding.id);
+                if ids.is_empty() {
+                    self.by_evidence.remove(&evidence);
+                }
+            }
+        }
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Table {
+    /// Whether what a replay found is a part of a finding of an earlier run. The replay comes to the last death of that.
+    pub fn is_within_former(&self, finding: &Finding) -> bool {
+        let Some(entity) = &finding.entity else { return false };
+        let ids = self.formers.by_pattern.get(&finding.pattern).into_iter().flatten();
+        let mut formers = ids.filter_map(|id| self.findings.get(id)).filter(|former| !self.is_replayed(former));
+        formers.any(|former| {
+            (former.started_ns..=former.ended_ns).contains(&finding.started_ns)
+                && finding.ended_ns <= former.ended_ns
+                && former.entity.as_ref().is_some_and(|of| is_of_same(of, entity))
+        })
+    }
+}
+
+impl FindingStore {
+    /// Whether there are any.
+    pub fn has_formers(&self) -> bool {
+        !self.read().formers.by_pattern.is_empty()
+    }
+
+    /// The finding of this pattern whose last death is one of these, and that death; of several the one that counts most.
+    pub fn former(&self, pattern: &Pattern, deaths: impl Iterator<Item = EvidenceId>) -> Option<(Former, EvidenceId)> {
+        let inner = self.read();
+        let step = &pattern.anchor_step().name;
+        let last = |finding: &Finding| {
+            let last = finding.evidence.iter().rev().find(|piece| piece.step == *step)?;
+            EvidenceId::parse(&last.id)
+        };
+        let of_death = |death: EvidenceId| {
+            let ids = inner.formers.by_evidence.get(&death).into_iter().flatten();
+            let findings = ids.filter_map(|id| inner.findings.get(id));
+            findings.map(move |finding| (finding, death))
+        };
+        let is_it = |(finding, death): &(&Arc<Finding>, EvidenceId)| {
+            finding.pattern == pattern.id && !inner.is_replayed(finding) && last(finding) == Some(*death)
+        };
+        let found =
+            deaths.flat_map(of_death).filter(is_it).max_by(|(a, _), (b, _)| (a.count, &b.id).cmp(&(b.count, &a.id)));
+        found.map(|(finding, death)| {
+            let counts_deaths = pattern.anchor_step().distinct.is_none();
+            let (id, started_ns) = (finding.id.as_str().into(), finding.started_ns);
+            (Former { id, count: finding.count, counts_deaths, started_ns }, death)
+        })
+    }
+}
