@@ -8,6 +8,7 @@ mod services;
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::time::Duration;
 
 use elsewhere::{Elsewhere, NODE, await_leader};
 use serde_json::{Value, json};
@@ -15,9 +16,13 @@ use tapio_perf::processes::{Collector, bin_dir, binary};
 
 use crate::kube_node::installed::{COLLECTOR, NAMESPACE, NATS, Pod, SERVER, Tapio};
 use crate::kube_node::release::Front;
-use crate::kube_node::{Namespace, await_that, container, deployment, eater, has_node, kubectl, pod, setting};
+use crate::kube_node::{
+    Namespace, await_that, await_within, container, deployment, eater, has_node, kubectl, pod, setting,
+};
 
 const SERVERS: usize = 2;
+/// Servers give up one that left without a word after 180 seconds, if no node ships to it any more.
+const GIVEN_UP_LIMIT: Duration = Duration::from_secs(300);
 /// Starts processes, opens connections that are refused, and has children killed: both lanes are busy.
 const BUSY: &str =
     "while :; do busybox true; busybox nc -w 1 127.0.0.1 9 </dev/null; busybox sleep 9 & kill -9 $!; done";
@@ -221,11 +226,21 @@ fn kill(tapio: &Tapio, namespace: &Namespace, name: &str) -> Value {
 /// Deletes NATS's pod and that of the server which the node ships to at once, and has a container killed before they are back.
 fn kill_without_both(tapio: &Tapio, namespace: &Namespace, of_node: &str) -> Value {
     kubectl(&["-n", NAMESPACE, "delete", "pod", of_node, "tapio-nats-0", "--wait=false"]).expect("deleted");
-    let found = kill(tapio, namespace, "without-both");
+    let name = "without-both";
+    namespace.apply(vec![deployment(name, eater("eater"))]);
+    let of_it = of_container(namespace, name, "eater");
+    is_known(tapio, 1, |one| one["pattern"] == "memory-limit-kill" && is_named(&of_it)(one));
     for what in [NATS, SERVER] {
         tapio.rolled_out(what);
     }
     alone_are(tapio, 0);
+    // Without NATS it could not say that it leaves.
+    await_within(GIVEN_UP_LIMIT, "that the deleted server is not missed any more", |seen| {
+        tapio.tapioctl_json(&["findings"]).map_err(|error| *seen = error).ok()
+    });
+    namespace.delete("deployment", name);
+    let found = tapio.found_alike(SERVERS, "memory-limit-kill", is_named(&of_it));
+    println!("{} from both: {}", found["id"], found["title"]);
     found
 }
 

@@ -318,7 +318,8 @@ async fn recover(
     }
     core.losses.set_replaying(false);
     if is_fed {
-        core.store.set_replaying(false);
+        // It can only fail when the finder has stopped.
+        let _ = core.finder.bus().end_replay();
     }
     vitals.watch("archive", archive.sign());
     Ok((archive, (uploader, table_writer)))

@@ -58,8 +58,13 @@ pub fn kubectl_reading(arguments: &[&str], input: &str) -> Result<String, String
 }
 
 /// Asks until there is an answer; the error has what was seen last.
-pub fn await_that<T>(what: &str, mut condition: impl FnMut(&mut String) -> Option<T>) -> T {
-    let found = wait_for(what, LIMIT, |seen| {
+pub fn await_that<T>(what: &str, condition: impl FnMut(&mut String) -> Option<T>) -> T {
+    await_within(LIMIT, what, condition)
+}
+
+/// The same, for as long as `limit`.
+pub fn await_within<T>(limit: Duration, what: &str, mut condition: impl FnMut(&mut String) -> Option<T>) -> T {
+    let found = wait_for(what, limit, |seen| {
         let answer = condition(seen);
         if answer.is_none() {
             pause(LOOK_INTERVAL)?;

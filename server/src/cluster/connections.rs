@@ -1,9 +1,9 @@
-//! What the connections of a server to NATS have in common: what is logged of them, and whose turn it is to create a stream.
+//! What is logged of the connections to NATS.
 //!
 //! What enters: what happens to the connections of all threads. What leaves: one line for each change of state, so that a connection
 //! that is made and closed every two seconds does not bury the line that says why. What must hold: the lines are limited in rate.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use async_nats::Event;
@@ -13,11 +13,8 @@ use tapio_wire::program::token_bucket::TokenBucket;
 const LINES_BURST: u32 = 8;
 const LINE_SECONDS: f64 = 60.0;
 
-/// What the connections of a server to NATS have in common.
-pub(crate) struct Connections {
-    logged: Mutex<Logged>,
-    making: Arc<tokio::sync::Mutex<()>>,
-}
+/// Chooses what is logged of the connections to NATS.
+pub(crate) struct Connections(Mutex<Logged>);
 
 struct Logged {
     /// The last line.
@@ -30,17 +27,11 @@ struct Logged {
 impl Default for Connections {
     fn default() -> Self {
         let bucket = TokenBucket::new(LINES_BURST, 1.0 / LINE_SECONDS, Instant::now());
-        let logged = Mutex::new(Logged { last: String::new(), bucket, left_out: 0 });
-        Self { logged, making: Arc::default() }
+        Self(Mutex::new(Logged { last: String::new(), bucket, left_out: 0 }))
     }
 }
 
 impl Connections {
-    /// The lock of the one that creates a stream.
-    pub(super) fn making(&self) -> Arc<tokio::sync::Mutex<()>> {
-        Arc::clone(&self.making)
-    }
-
     /// Takes in what happened to one of them.
     pub(super) fn note(&self, event: &Event) {
         // This server has closed it itself.
@@ -57,7 +48,7 @@ impl Connections {
 
     /// Whether it is to be logged, and how many changes were not since the last line.
     fn changed(&self, event: &str, now: Instant) -> Option<u64> {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.last == event {
             return None;
         }

@@ -26,7 +26,6 @@ use async_nats::{Auth, AuthError, ConnectOptions, HeaderMap};
 use futures::StreamExt as _;
 use tapio_wire::event::EntityId;
 use tapio_wire::program::backoff;
-use tokio::sync::Mutex;
 
 use super::config::ClusterSection;
 use super::connections::Connections;
@@ -174,8 +173,6 @@ pub struct Log {
     pub names: Names,
     pub(super) config: ClusterSection,
     pub(super) keep: Duration,
-    /// Held by the one connection of this server that creates a stream.
-    pub(super) making: Arc<Mutex<()>>,
 }
 
 impl Log {
@@ -197,8 +194,7 @@ impl Log {
             Err(_) => return Err(refused("no answer in time".into())),
         };
         let context = ContextBuilder::new().timeout(ANSWER_TIMEOUT).backpressure_on_inflight(true).build(client);
-        let making = connections.making();
-        Ok(Self { context, names: Names::new(config), config: config.clone(), keep, making })
+        Ok(Self { context, names: Names::new(config), config: config.clone(), keep })
     }
 
     /// Whether the connection has broken since it was made, and NATS may have lost what it had.

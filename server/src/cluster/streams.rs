@@ -4,8 +4,7 @@
 //! nor is what belongs to somebody else.
 //!
 //! All servers look at the same streams at the same time. NATS 2.9 crashes if it is to update a stream that another connection
-//! is creating, and answers late if two create one. So a stream is updated only where it differs, the connections of a server
-//! create one at a time, and each server waits a moment of its own before.
+//! is creating. So a stream is updated only where it differs, and each connection waits a moment of its own before it creates one.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
@@ -26,7 +25,9 @@ const FACTS_BYTES_MAX: i64 = 512 << 20;
 /// Age and total size up to which findings are kept, the latest first.
 const FINDINGS_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 const FINDINGS_BYTES_MAX: i64 = 128 << 20;
-/// The longest time for which a server waits before it creates a stream.
+/// How long a stream is not updated after another connection began to create it.
+const CREATED_WAIT: Duration = Duration::from_secs(1);
+/// The longest time for which a connection waits before it creates a stream.
 const CREATE_WAIT_MAX_MS: u64 = 100;
 
 /// How a key-value bucket is to be.
@@ -63,6 +64,8 @@ fn is_as_wanted(is: &stream::Config, wanted: &stream::Config) -> bool {
         && is.max_messages_per_subject.max(0) == wanted.max_messages_per_subject.max(0)
         && is.max_message_size.max(0) == wanted.max_message_size.max(0)
         && is.max_age == wanted.max_age
+        && is.max_messages.max(0) == wanted.max_messages.max(0)
+        && (is.no_ack, is.discard_new_per_subject) == (wanted.no_ack, wanted.discard_new_per_subject)
         && (wanted.duplicate_window.is_zero() || is.duplicate_window == wanted.duplicate_window)
         && is.num_replicas.max(1) == wanted.num_replicas.max(1)
         && (is.discard, is.storage) == (wanted.discard, wanted.storage)
@@ -134,31 +137,30 @@ impl Log {
 
     /// Makes a stream what it is to be. One that is, is not touched.
     async fn make(&self, wanted: &stream::Config, what: &'static str) -> Result<Stream, LogError> {
+        let is_right = |found: &Stream| is_as_wanted(&found.cached_info().config, wanted);
         let mut found = self.look(wanted, what).await?;
-        let _turn = if found.is_none() {
-            let turn = self.making.lock().await;
+        if found.is_none() {
             tokio::time::sleep(Duration::from_millis(RandomState::new().hash_one(0) % CREATE_WAIT_MAX_MS)).await;
             found = self.look(wanted, what).await?;
-            Some(turn)
-        } else {
-            None
-        };
+        }
         if found.is_none() {
             match self.context.create_stream(wanted.clone()).await {
                 Ok(made) => return Ok(made),
                 Err(error) if exists(&error) => found = self.look(wanted, what).await?,
                 Err(error) => return Err(jetstream(what)(error.into())),
             }
-        }
-        match found {
-            Some(found) if is_as_wanted(&found.cached_info().config, wanted) => Ok(found),
-            _ => {
-                let updated = self.context.update_stream(wanted).await;
-                updated.map_err(|error| jetstream(what)(error.into()))?;
-                let found = self.context.get_stream(&wanted.name).await;
-                found.map_err(|error| jetstream(what)(error.into()))
+            if !found.as_ref().is_some_and(is_right) {
+                tokio::time::sleep(CREATED_WAIT).await;
+                found = self.look(wanted, what).await?;
             }
         }
+        if let Some(found) = found.filter(is_right) {
+            return Ok(found);
+        }
+        let updated = self.context.update_stream(wanted).await;
+        updated.map_err(|error| jetstream(what)(error.into()))?;
+        let found = self.context.get_stream(&wanted.name).await;
+        found.map_err(|error| jetstream(what)(error.into()))
     }
 
     /// Makes a key-value bucket what it is to be.

@@ -4,6 +4,8 @@
 //! the beginning and the count of the finding that it goes on with. What must hold: a crash loop that is longer than what is replayed
 //! after a restart is the same finding as before, on every server.
 
+use std::sync::Arc;
+
 use tapio_wire::service::Finding;
 
 use super::deaths::Settled;
@@ -14,7 +16,8 @@ use crate::correlate::clue::EvidenceId;
 impl Worker {
     /// Lets what is to be published go on with the findings of an earlier run that have its deaths.
     pub(super) fn go_on_with_formers(&mut self, patterns: &PatternSet, settled: Settled) -> Settled {
-        if !self.store.has_formers() {
+        // In a replay it is not known yet which of their deaths are still to come.
+        if settled.publish.is_empty() || self.store.is_replaying() || !self.store.has_formers() {
             return settled;
         }
         let mut all = Settled { publish: Vec::new(), ..settled };
@@ -36,11 +39,28 @@ impl Worker {
 
     /// Takes in what other servers found before the log begins. What this one knows of its deaths goes on with it.
     pub(super) fn take_kept(&mut self, finding: Finding) {
-        let ids = finding.evidence.iter().filter_map(|piece| EvidenceId::parse(&piece.id)).collect::<Vec<_>>();
-        self.store.take_in(finding);
-        let patterns = std::sync::Arc::clone(&self.patterns);
-        for death in ids {
-            if let Some(noted) = self.memory.deaths.noted(death).cloned() {
+        let pattern = finding.pattern.clone();
+        let deaths: Vec<_> = finding.evidence.iter().filter_map(|piece| EvidenceId::parse(&piece.id)).collect();
+        if self.store.take_in(finding) && !self.store.is_replaying() {
+            self.look_again(deaths.into_iter().map(|death| (pattern.clone(), death)));
+        }
+    }
+
+    /// A replay is over: what an earlier run found goes on. Of what was held back in its favour, the rest stands by itself.
+    pub(super) fn end_replay(&mut self) {
+        self.rename();
+        self.store.set_replaying(false);
+        self.look_again(self.store.deaths_of_formers());
+        self.store.publish_parts();
+    }
+
+    /// Publishes these deaths again that the same pattern explains: another one may have less to go by than the earlier run.
+    fn look_again(&mut self, deaths: impl IntoIterator<Item = (String, EvidenceId)>) {
+        let patterns = Arc::clone(&self.patterns);
+        for (pattern, death) in deaths {
+            let place =
+                self.memory.deaths.explained_by(death).filter(|&place| patterns.patterns()[place].id == pattern);
+            if let Some(noted) = place.and_then(|_| self.memory.deaths.noted(death)).cloned() {
                 self.conclude_again(&patterns, &noted);
             }
         }

@@ -93,7 +93,7 @@ impl Worker {
     fn confirm(&mut self) {
         self.store.withdraw_unconfirmed();
         self.withdraw_disproved();
-        self.store.set_replaying(false);
+        self.end_replay();
         let log_ns = self.log_ns;
         if let Some(log) = &mut self.log {
             log.rechecks = Some((log_ns + RECHECK_NS, log_ns + RECHECKS_NS));

@@ -101,7 +101,7 @@ impl Published {
     }
 }
 
-/// Groups of deaths kept that are older than the anchors; of what is older still, the findings stand as they are.
+/// Groups of deaths kept whose anchors had to make room; of what is older still, the findings stand as they are.
 const SPANS_MAX: usize = 8;
 
 /// Deaths that follow each other within the window.
@@ -138,7 +138,7 @@ impl Span {
         if is_before(&self.last, &other.last) {
             self.last = other.last;
         }
-        self.count += other.count;
+        self.count = self.count.saturating_add(other.count);
         self.members.extend(other.members);
         self.former = self.former.take().or(other.former);
     }
@@ -160,7 +160,7 @@ impl Span {
     }
 }
 
-/// What is remembered of anchors that count several deaths, and had to make room.
+/// What is remembered of a group of anchors that count several deaths, and had to make room.
 struct Evicted {
     first: EvidenceId,
     first_realtime_ns: u64,
@@ -177,6 +177,14 @@ fn started(former: Option<&Former>, first_realtime_ns: u64) -> u64 {
     former.map_or(first_realtime_ns, |former| former.started_ns.min(first_realtime_ns))
 }
 
+impl Evicted {
+    /// Whether a death is of the time of these.
+    fn has_counted(&self, death: &Noted) -> bool {
+        let started_ns = started(self.former.as_ref(), self.first_realtime_ns);
+        death.clue.realtime_ns >= started_ns && !is_before(&self.last, death)
+    }
+}
+
 /// The deaths that one pattern explains in one scope.
 pub struct Series {
     pattern_id: String,
@@ -185,7 +193,7 @@ pub struct Series {
     counts_several: bool,
     /// Anchors by time.
     anchors: Vec<Anchor>,
-    evicted: Option<Evicted>,
+    evicted: Vec<Evicted>,
     /// Deaths that had to make room, where each stands for itself.
     spans: Vec<Span>,
     pub published: Vec<Published>,
@@ -200,7 +208,7 @@ impl Series {
             window_ns: pattern.window_ns,
             counts_several: pattern.gathers(),
             anchors: Vec::new(),
-            evicted: None,
+            evicted: Vec::new(),
             spans: Vec::new(),
             published: Vec::new(),
         }
@@ -224,12 +232,10 @@ impl Series {
     /// Takes an anchor in, in the place of an earlier version of it. Returns the deaths that it no longer counts, and those
     /// that it counts now and did not before. `is_known` where it belonged to this series before.
     pub fn put(&mut self, anchor: Anchor, is_known: bool) -> (Vec<EvidenceId>, Vec<EvidenceId>) {
-        let is_counted = match self.counts_several {
-            true => self.evicted.as_ref().is_some_and(|evicted| !is_before(&evicted.last, &anchor.noted)),
-            false => {
-                is_known && !self.spans.is_empty() || self.spans.iter().any(|span| span.has_counted(&anchor.noted))
-            }
-        };
+        let is_evicted = is_known && !(self.evicted.is_empty() && self.spans.is_empty());
+        let is_counted = is_evicted
+            || self.evicted.iter().any(|evicted| evicted.has_counted(&anchor.noted))
+            || self.spans.iter().any(|span| span.has_counted(&anchor.noted));
         if is_counted && self.anchor(anchor.evidence()).is_none() {
             return (Vec::new(), Vec::new());
         }
@@ -277,17 +283,23 @@ impl Series {
         let last = Arc::clone(&old.noted);
         let (first, first_realtime_ns) = (first.clue.evidence, first.clue.realtime_ns);
         let new = Evicted { first, first_realtime_ns, last: Arc::clone(&last), count, tail, former: None };
-        self.evicted = Some(match self.evicted.take() {
-            None => new,
-            Some(known) if known.tail.iter().any(|death| new.tail.contains(death)) => {
-                Evicted { last, count: known.count + count, tail: new.tail, ..known }
-            }
+        match self.evicted.iter_mut().find(|known| known.tail.iter().any(|death| new.tail.contains(death))) {
             Some(known) => {
-                // Nothing is known of it any more that could change it.
-                self.published.retain(|published| published.first != known.first);
-                new
+                known.count = known.count.saturating_add(count);
+                (known.last, known.tail) = (last, new.tail);
             }
-        });
+            None => self.push_evicted(new),
+        }
+    }
+
+    fn push_evicted(&mut self, new: Evicted) {
+        self.evicted.push(new);
+        if self.evicted.len() > SPANS_MAX {
+            self.evicted.sort_by_key(|evicted| (evicted.last.clue.realtime_ns, evicted.last.clue.evidence));
+            let oldest = self.evicted.remove(0).first;
+            // Nothing is known of it any more that could change it.
+            self.published.retain(|published| published.first != oldest);
+        }
     }
 
     /// Makes room where each death stands for itself: of the oldest anchors only their time is kept. What another series shows is
@@ -376,12 +388,14 @@ impl Series {
             counted.dedup_by_key(|death| death.clue.evidence);
             found.push(Counted { all: together, counted, last: anchor });
         }
-        // The last that had to make room, where no anchor goes on with them.
+        // What had to make room, where no anchor goes on with it.
+        let goes_on = |evicted: &Evicted, of: &Counted<'a>| evicted.tail.iter().any(|death| of.all.contains(death));
         let is_over = |evicted: &&Evicted| {
-            let goes_on = |of: &Counted<'a>| evicted.tail.iter().any(|death| of.all.contains(death));
-            evicted.count > 0 && !is_left_out(evicted.last.clue.evidence) && !found.iter().any(goes_on)
+            evicted.count > 0
+                && !is_left_out(evicted.last.clue.evidence)
+                && !found.iter().any(|of| goes_on(evicted, of))
         };
-        let over = self.evicted.as_ref().filter(is_over).map(|evicted| Group {
+        let over = self.evicted.iter().filter(is_over).map(|evicted| Group {
             first: evicted.first,
             first_realtime_ns: started(evicted.former.as_ref(), evicted.first_realtime_ns),
             last: Arc::clone(&evicted.last),
@@ -390,28 +404,29 @@ impl Series {
             members: Vec::new(),
             former: evicted.former.clone(),
         });
-        let group = |of: Counted<'a>| {
+        let group = |of: &Counted<'a>| {
             let first = of.counted.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b)));
             let first = first.map_or(&of.last.noted, |first| *first);
-            let evicted =
-                self.evicted.as_ref().filter(|evicted| evicted.tail.iter().any(|death| of.all.contains(death)));
-            let former = evicted.and_then(|evicted| evicted.former.as_ref());
-            let first_realtime_ns = evicted.map_or(first.clue.realtime_ns, |evicted| evicted.first_realtime_ns);
+            let before: Vec<&Evicted> = self.evicted.iter().filter(|evicted| goes_on(evicted, of)).collect();
+            let former = before.iter().find_map(|evicted| evicted.former.as_ref());
+            let own = (first.clue.realtime_ns, first.clue.evidence);
+            let (first_realtime_ns, first) =
+                before.iter().map(|evicted| (evicted.first_realtime_ns, evicted.first)).min().unwrap_or(own);
             Group {
-                first: evicted.map_or(first.clue.evidence, |evicted| evicted.first),
+                first,
                 first_realtime_ns: started(former, first_realtime_ns),
                 former: former.cloned(),
                 last: Arc::clone(&of.last.noted),
-                count: of.counted.len() as u32 + evicted.map_or(0, |evicted| evicted.count),
+                count: before.iter().fold(of.counted.len() as u32, |sum, evicted| sum.saturating_add(evicted.count)),
                 is_several: true,
-                members: of.counted.into_iter().cloned().collect(),
+                members: of.counted.iter().copied().cloned().collect(),
             }
         };
-        over.into_iter().chain(found.into_iter().map(group)).collect()
+        over.chain(found.iter().map(group)).collect()
     }
 
     /// Lets the group of a death go on with a finding of an earlier run, whose last death that was. Returns false where the group
-    /// is no part of it, or knows as many deaths itself.
+    /// is no part of it.
     pub fn adopt(
         &mut self,
         former: &Former,
@@ -426,35 +441,28 @@ impl Series {
             return false;
         };
         let known = group.count - group.members.iter().filter(|death| is_before(&last, death)).count() as u32;
-        let has_more = former.started_ns < group.first_realtime_ns && (former.count > known || !former.counts_deaths);
         let Some(earliest) = group.members.iter().reduce(|a, b| if is_before(b, a) { b } else { a }) else {
             return false;
         };
-        if group.former.is_some() || !has_more {
+        if group.former.is_some() || former.started_ns >= group.first_realtime_ns {
             return false;
         }
-        let (former, earliest) = (Some(former.clone()), Arc::clone(earliest));
         // What the earlier run knew besides.
-        let count = former.as_ref().map_or(0, |former| if former.counts_deaths { former.count - known } else { 0 });
+        let count = if former.counts_deaths { former.count.saturating_sub(known) } else { 0 };
+        let (former, earliest) = (Some(former.clone()), Arc::clone(earliest));
         if !self.counts_several {
             match self.spans.iter_mut().find(|span| span.first.clue.evidence == group.first) {
-                Some(span) => (span.count, span.former) = (span.count + count, former),
+                Some(span) => (span.count, span.former) = (span.count.saturating_add(count), former),
                 None => self.spans.push(Span { count, former, ..Span::of(&earliest) }),
             }
             return true;
         }
         let Group { first, first_realtime_ns, .. } = group;
-        match &mut self.evicted {
-            Some(evicted) if evicted.first == first => {
-                (evicted.count, evicted.former) = (evicted.count + count, former);
-            }
-            evicted => {
+        match self.evicted.iter_mut().find(|evicted| evicted.first == first) {
+            Some(evicted) => (evicted.count, evicted.former) = (evicted.count.saturating_add(count), former),
+            None => {
                 let tail = vec![earliest.clue.evidence];
-                let new = Evicted { first, first_realtime_ns, last: earliest, count, tail, former };
-                if let Some(known) = evicted.replace(new) {
-                    // Nothing is known of it any more that could change it.
-                    self.published.retain(|published| published.first != known.first);
-                }
+                self.push_evicted(Evicted { first, first_realtime_ns, last: earliest, count, tail, former });
             }
         }
         true

@@ -131,7 +131,8 @@ impl FindingStore {
     }
 
     /// Takes in the last word of other servers on what was found before the log begins. What this run has found itself stands.
-    pub fn take_in(&self, finding: Finding) {
+    /// Returns true if the finding is new, or says something new.
+    pub fn take_in(&self, finding: Finding) -> bool {
         let mut inner = self.write();
         let is_later = match inner.findings.get(&finding.id) {
             Some(known) => inner.restored.contains(&finding.id) && known.published_ns < finding.published_ns,
@@ -144,23 +145,24 @@ impl FindingStore {
         if finding.withdrawn && !finding.superseded_by.is_empty() && !inner.findings.contains_key(&finding.id) {
             // Whoever was given it is to hear of its successor.
             inner.alias(finding.id, finding.superseded_by, self.findings_max);
-            return;
+            return false;
         }
         if !is_later {
-            return;
+            return false;
         }
         inner.published_ns = inner.published_ns.max(finding.published_ns);
         if finding.withdrawn {
             drop(inner);
             let successor = Some(finding.superseded_by.as_str()).filter(|id| !id.is_empty());
             self.withdraw(&finding.id, successor);
-            return;
+            return false;
         }
         inner.restored(&finding);
         let finding = Arc::new(finding);
         inner.insert(Arc::clone(&finding));
         inner.make_room(self.findings_max);
         self.send_to_journal(|| Change::Published(finding));
+        true
     }
 
     /// What the log says the time is, nanoseconds since 1970: findings are published at it.
@@ -274,13 +276,16 @@ impl FindingStore {
                 return None;
             }
             finding.revision += 1;
-        } else if self.is_replaying.load(Ordering::Acquire)
-            && !inner.is_replayed(&finding)
-            && (death_key(&finding).is_some_and(|death| inner.restored_deaths.contains_key(&death))
-                || inner.is_within_former(&finding))
-        {
-            inner.hold_back(finding, self.findings_max);
-            return None;
+        } else if self.is_replaying.load(Ordering::Acquire) && !inner.is_replayed(&finding) {
+            if death_key(&finding).is_some_and(|death| inner.restored_deaths.contains_key(&death)) {
+                inner.formers.parts.remove(&finding.id);
+                inner.hold_back(finding, self.findings_max);
+                return None;
+            }
+            if inner.is_within_former(&finding) && inner.formers.parts.len() < self.findings_max {
+                inner.formers.parts.insert(finding.id.clone(), finding);
+                return None;
+            }
         }
         Some(self.put(&mut inner, finding))
     }
@@ -290,6 +295,7 @@ impl FindingStore {
             inner.not_restored(&known);
         }
         inner.held_back.remove(&finding.id);
+        inner.formers.parts.remove(&finding.id);
         finding.published_ns = inner.next_published_ns();
         let finding = Arc::new(finding);
         inner.aliases.remove(&finding.id);
@@ -305,6 +311,7 @@ impl FindingStore {
     pub fn withdraw(&self, id: &str, successor: Option<&str>) -> Option<Arc<Finding>> {
         let mut inner = self.write();
         inner.held_back.remove(id);
+        inner.formers.parts.remove(id);
         if inner.restored.contains(id) {
             // A replay may group deaths otherwise than they were: what takes over was held back, since they are explained already.
             if let Some(held) = successor.and_then(|successor| inner.held_back.remove(successor)) {

@@ -134,6 +134,7 @@ impl Worker {
                 }
                 Message::Clock(clock) => self.end_quiet(&clock),
                 Message::Renamed => {}
+                Message::Replayed => self.end_replay(),
                 Message::FromLog(update) => {
                     let began = Instant::now();
                     self.take_from_log(update);

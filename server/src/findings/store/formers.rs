@@ -16,6 +16,8 @@ use crate::findings::series::Former;
 pub(super) struct Formers {
     by_evidence: HashMap<EvidenceId, Vec<String>>,
     by_pattern: HashMap<String, HashSet<String>>,
+    /// What a replay found that may be a part of one of them, by id.
+    pub parts: HashMap<String, Finding>,
 }
 
 /// Whether it may grow.
@@ -89,6 +91,27 @@ impl FindingStore {
     /// Whether there are any.
     pub fn has_formers(&self) -> bool {
         !self.read().formers.by_pattern.is_empty()
+    }
+
+    /// The deaths that they name, each with its pattern.
+    pub fn deaths_of_formers(&self) -> Vec<(String, EvidenceId)> {
+        let inner = self.read();
+        let pattern = |id: &String| Some(inner.findings.get(id)?.pattern.clone());
+        let of = |(death, ids): (&EvidenceId, &Vec<String>)| {
+            ids.iter().filter_map(pattern).map(|pattern| (pattern, *death)).collect::<Vec<_>>()
+        };
+        let mut deaths: Vec<_> = inner.formers.by_evidence.iter().flat_map(of).collect();
+        deaths.sort_unstable_by(|(a, death), (b, other)| (death, a).cmp(&(other, b)));
+        deaths
+    }
+
+    /// Publishes what was held back in a replay and no finding of an earlier run goes on with.
+    pub fn publish_parts(&self) {
+        let mut parts: Vec<Finding> = std::mem::take(&mut self.write().formers.parts).into_values().collect();
+        parts.sort_by(|a, b| a.id.cmp(&b.id));
+        for part in parts {
+            self.publish(part);
+        }
     }
 
     /// The finding of this pattern whose last death is one of these, and that death; of several the one that counts most.
