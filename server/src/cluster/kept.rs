@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::Stream;
 use prost::Message as _;
-use tapio_wire::service::{Evidence, Finding};
+use tapio_wire::service::Finding;
 
 use super::log::{self, LogError};
 use super::reader::Position;
@@ -28,21 +28,10 @@ pub(crate) fn is_sound(finding: &Finding) -> bool {
         && finding.published_ns < u64::MAX / 2
 }
 
-/// The moment up to which the log must reach back to find this again, nanoseconds since 1970. A state goes on, whenever it began. So
-/// does a series of deaths: where it lists several of them, the log must have the first.
+/// The moment up to which the log must reach back to find this again, nanoseconds since 1970. A state and a series of deaths go on,
+/// whenever they began.
 pub(super) fn needed_from_ns(finding: &Finding) -> u64 {
-    let is_death = |piece: &&Evidence| matches!(piece.kind.as_str(), "exit" | "oom" | "kill");
-    let last = finding.evidence.iter().rev().find(is_death);
-    let is_alike = |piece: &&Evidence| last.is_some_and(|last| piece.step == last.step);
-    let mut deaths = finding.evidence.iter().filter(is_alike).map(|piece| piece.time_ns);
-    match (finding.ongoing, finding.count) {
-        (true, _) => finding.started_ns,
-        (false, 0 | 1) => finding.ended_ns,
-        (false, _) => match (deaths.next(), deaths.next()) {
-            (Some(first), Some(second)) => first.min(second),
-            _ => finding.started_ns,
-        },
-    }
+    if finding.ongoing || finding.count > 1 { finding.started_ns } else { finding.ended_ns }
 }
 
 /// Reads the last version of each finding that is kept. What cannot be read is left out.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tapio_wire::service::Finding;
 
-use super::deaths::Settled;
+use super::deaths::{Settled, Withdrawn};
 use super::pattern::PatternSet;
 use super::worker::Worker;
 use crate::correlate::clue::EvidenceId;
@@ -25,13 +25,20 @@ impl Worker {
             let pattern = &patterns.patterns()[publication.pattern];
             let members = publication.members.iter().map(|death| death.clue.evidence);
             let former = self.store.former(pattern, members).filter(|(former, _)| *former.id != *publication.id);
-            let adopted = former.and_then(|(former, last)| {
-                let adopted = self.memory.deaths.adopt(&publication, &former, last)?;
-                Some((former, adopted))
-            });
-            match adopted {
-                Some((former, adopted)) => all.replace(&publication, &former, adopted),
-                None => all.publish.push(publication),
+            let Some((former, last)) = former else {
+                all.publish.push(publication);
+                continue;
+            };
+            match self.memory.deaths.adopt(&publication, &former, last) {
+                Some(adopted) => all.replace(&publication, &former, adopted),
+                None => {
+                    // This run knows of more.
+                    if publication.count >= former.count {
+                        let successor = Some(publication.id.clone());
+                        all.withdrawn.push(Withdrawn { id: former.id.to_string(), successor });
+                    }
+                    all.publish.push(publication);
+                }
             }
         }
         all

@@ -47,8 +47,6 @@ impl Anchor {
 pub struct Former {
     pub id: Arc<str>,
     pub count: u32,
-    /// Whether that is a number of deaths, and not of something else that they have.
-    pub counts_deaths: bool,
     /// Nanoseconds since 1970.
     pub started_ns: u64,
 }
@@ -165,7 +163,7 @@ struct Evicted {
     first: EvidenceId,
     first_realtime_ns: u64,
     last: Arc<Noted>,
-    /// Deaths that no anchor counts any more.
+    /// Deaths that neither an anchor counts any more nor the last of these did.
     count: u32,
     /// What the last of them counted.
     tail: Vec<EvidenceId>,
@@ -178,6 +176,12 @@ fn started(former: Option<&Former>, first_realtime_ns: u64) -> u64 {
 }
 
 impl Evicted {
+    /// Number of the deaths without these of the last.
+    fn deaths(&self, is_left_out: impl Fn(EvidenceId) -> bool) -> u32 {
+        let last = self.tail.iter().filter(|death| !is_left_out(**death)).count() as u32;
+        self.count.saturating_add(last)
+    }
+
     /// Whether a death is of the time of these.
     fn has_counted(&self, death: &Noted) -> bool {
         let started_ns = started(self.former.as_ref(), self.first_realtime_ns);
@@ -273,22 +277,21 @@ impl Series {
         let old = self.anchors.remove(0);
         let own = [Arc::clone(&old.noted)];
         let deaths = if old.deaths.is_empty() { &own[..] } else { &old.deaths[..] };
-        let is_kept = |death: &&Arc<Noted>| {
-            let evidence = death.clue.evidence;
-            self.anchors.iter().any(|anchor| anchor.evidence() == evidence || anchor.counts(evidence))
-        };
-        let count = deaths.iter().filter(|death| !is_kept(death)).count() as u32;
+        let is_kept =
+            |death: EvidenceId| self.anchors.iter().any(|anchor| anchor.evidence() == death || anchor.counts(death));
         let tail: Vec<EvidenceId> = deaths.iter().map(|death| death.clue.evidence).collect();
         let first = deaths.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b))).unwrap_or(&old.noted);
         let last = Arc::clone(&old.noted);
         let (first, first_realtime_ns) = (first.clue.evidence, first.clue.realtime_ns);
-        let new = Evicted { first, first_realtime_ns, last: Arc::clone(&last), count, tail, former: None };
-        match self.evicted.iter_mut().find(|known| known.tail.iter().any(|death| new.tail.contains(death))) {
-            Some(known) => {
-                known.count = known.count.saturating_add(count);
-                (known.last, known.tail) = (last, new.tail);
+        match self.evicted.iter_mut().find(|known| known.tail.iter().any(|death| tail.contains(death))) {
+            Some(known) if is_before(&known.last, &last) => {
+                let is_left = |death: &&EvidenceId| !tail.contains(death) && !is_kept(**death);
+                let left = known.tail.iter().filter(is_left).count() as u32;
+                known.count = known.count.saturating_add(left);
+                (known.last, known.tail) = (last, tail);
             }
-            None => self.push_evicted(new),
+            Some(_) => {}
+            None => self.push_evicted(Evicted { first, first_realtime_ns, last, count: 0, tail, former: None }),
         }
     }
 
@@ -353,7 +356,8 @@ impl Series {
             members: span.members,
             former: span.former,
         };
-        spans.into_iter().map(group).collect()
+        // Where all deaths of an earlier run's finding are explained otherwise by now, nothing is left.
+        spans.into_iter().filter(|span| span.count > 0).map(group).collect()
     }
 
     /// Anchors that count one death in common are one group.
@@ -391,7 +395,7 @@ impl Series {
         // What had to make room, where no anchor goes on with it.
         let goes_on = |evicted: &Evicted, of: &Counted<'a>| evicted.tail.iter().any(|death| of.all.contains(death));
         let is_over = |evicted: &&Evicted| {
-            evicted.count > 0
+            evicted.deaths(&is_left_out) > 0
                 && !is_left_out(evicted.last.clue.evidence)
                 && !found.iter().any(|of| goes_on(evicted, of))
         };
@@ -399,7 +403,7 @@ impl Series {
             first: evicted.first,
             first_realtime_ns: started(evicted.former.as_ref(), evicted.first_realtime_ns),
             last: Arc::clone(&evicted.last),
-            count: evicted.count,
+            count: evicted.deaths(&is_left_out),
             is_several: true,
             members: Vec::new(),
             former: evicted.former.clone(),
@@ -417,7 +421,11 @@ impl Series {
                 first_realtime_ns: started(former, first_realtime_ns),
                 former: former.cloned(),
                 last: Arc::clone(&of.last.noted),
-                count: before.iter().fold(of.counted.len() as u32, |sum, evicted| sum.saturating_add(evicted.count)),
+                count: before.iter().fold(of.counted.len() as u32, |sum, evicted| {
+                    let is_counted =
+                        |death| is_left_out(death) || of.counted.iter().any(|of| of.clue.evidence == death);
+                    sum.saturating_add(evicted.deaths(is_counted))
+                }),
                 is_several: true,
                 members: of.counted.iter().copied().cloned().collect(),
             }
@@ -448,7 +456,7 @@ impl Series {
             return false;
         }
         // What the earlier run knew besides.
-        let count = if former.counts_deaths { former.count.saturating_sub(known) } else { 0 };
+        let count = former.count.saturating_sub(known);
         let (former, earliest) = (Some(former.clone()), Arc::clone(earliest));
         if !self.counts_several {
             match self.spans.iter_mut().find(|span| span.first.clue.evidence == group.first) {

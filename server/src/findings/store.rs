@@ -277,7 +277,8 @@ impl FindingStore {
             }
             finding.revision += 1;
         } else if self.is_replaying.load(Ordering::Acquire) && !inner.is_replayed(&finding) {
-            if death_key(&finding).is_some_and(|death| inner.restored_deaths.contains_key(&death)) {
+            let is_known = |death| inner.restored_deaths.contains_key(&death);
+            if death_key(&finding).is_some_and(is_known) || inner.is_named_by_former(&finding) {
                 inner.formers.parts.remove(&finding.id);
                 inner.hold_back(finding, self.findings_max);
                 return None;
@@ -310,8 +311,7 @@ impl FindingStore {
     /// Takes a finding back; `successor` is what explains it better.
     pub fn withdraw(&self, id: &str, successor: Option<&str>) -> Option<Arc<Finding>> {
         let mut inner = self.write();
-        inner.held_back.remove(id);
-        inner.formers.parts.remove(id);
+        let was_held = inner.held_back.remove(id).is_some() | inner.formers.parts.remove(id).is_some();
         if inner.restored.contains(id) {
             // A replay may group deaths otherwise than they were: what takes over was held back, since they are explained already.
             if let Some(held) = successor.and_then(|successor| inner.held_back.remove(successor)) {
@@ -323,7 +323,14 @@ impl FindingStore {
                 return None;
             }
         }
-        let finding = inner.remove(id)?;
+        let Some(finding) = inner.remove(id) else {
+            // Others may have been taken over by it.
+            if let Some(successor) = successor.filter(|_| was_held) {
+                inner.alias(id.to_owned(), successor.to_owned(), self.findings_max);
+                self.send_to_journal(|| Change::Withdrawn { id: id.to_owned(), successor: Some(successor.to_owned()) });
+            }
+            return None;
+        };
         inner.not_restored(&finding);
         match inner.unconfirmed.get(id) {
             // The log knew it before: found again while alone, it is not new.

@@ -262,7 +262,7 @@ fn a_restart_changes_no_finding_of_several_deaths() {
         for (id, &(count, last, started)) in first.standing.iter().filter(|(_, of)| of.0 > 1) {
             let place = last as usize - 1;
             let started_ns = started.expect("a group has a beginning");
-            let former = Former { id: id.as_str().into(), count, counts_deaths: true, started_ns };
+            let former = Former { id: id.as_str().into(), count, started_ns };
             again.formers = vec![(former, all[place].clue.evidence)];
             if place >= from {
                 again.settle(&all[place], kind, &all[from..=place]);
@@ -272,4 +272,21 @@ fn a_restart_changes_no_finding_of_several_deaths() {
         run(&mut first, stopped..all.len(), 0);
         assert_eq!(again.standing, first.standing, "seed {seed}, stopped at {stopped}, replayed from {from}");
     }
+}
+
+#[test]
+fn groups_of_one_series_keep_each_their_count() {
+    let mut watched = Watched::new();
+    let second = MINUTE / 60;
+    let slow: Vec<_> = (1..=4).map(|seq| death(seq, if seq < 4 { seq * 30 * second } else { 6 * MINUTE })).collect();
+    let fast: Vec<_> = (0..20).map(|place| death(10 + place, (130 + 10 * place) * second)).collect();
+    for place in 0..3 {
+        watched.settle(&slow[place], 3, &slow[..=place]);
+    }
+    for place in 0..fast.len() {
+        watched.settle(&fast[place], 3, &fast[..=place]);
+    }
+    watched.settle(&slow[3], 3, &slow);
+    let counts: Vec<u32> = watched.standing.values().map(|of| of.0).collect();
+    assert_eq!((counts.len(), counts.iter().min(), counts.iter().max()), (2, Some(&4), Some(&20)), "{counts:?}");
 }

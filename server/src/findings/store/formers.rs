@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use tapio_wire::service::{EntityRef, Finding};
+use tapio_wire::service::{EntityRef, Evidence, Finding};
 
 use super::FindingStore;
 use super::table::Table;
@@ -29,12 +29,16 @@ fn pieces(finding: &Finding) -> impl Iterator<Item = EvidenceId> {
     finding.evidence.iter().filter_map(|piece| EvidenceId::parse(&piece.id))
 }
 
+/// Whether the deaths of both are of one container of a pod.
+fn is_of_one_pod(one: &EntityRef, other: &EntityRef) -> bool {
+    one.id == other.id || one.container == other.container && !one.pod_uid.is_empty() && one.pod_uid == other.pod_uid
+}
+
 /// Whether the deaths of both are of one container of a pod, or of a workload.
 fn is_of_same(one: &EntityRef, other: &EntityRef) -> bool {
-    let is_one_pod = !one.pod_uid.is_empty() && one.pod_uid == other.pod_uid;
     let is_one_workload =
         !one.workload.is_empty() && (&one.namespace, &one.workload) == (&other.namespace, &other.workload);
-    one.id == other.id || one.container == other.container && (is_one_pod || is_one_workload)
+    is_of_one_pod(one, other) || one.container == other.container && is_one_workload
 }
 
 impl Formers {
@@ -76,6 +80,10 @@ impl Formers {
 impl Table {
     /// Whether what a replay found is a part of a finding of an earlier run. The replay comes to the last death of that.
     pub fn is_within_former(&self, finding: &Finding) -> bool {
+        self.is_within(finding, is_of_same)
+    }
+
+    fn is_within(&self, finding: &Finding, is_of_same: fn(&EntityRef, &EntityRef) -> bool) -> bool {
         let Some(entity) = &finding.entity else { return false };
         let ids = self.formers.by_pattern.get(&finding.pattern).into_iter().flatten();
         let mut formers = ids.filter_map(|id| self.findings.get(id)).filter(|former| !self.is_replayed(former));
@@ -84,6 +92,18 @@ impl Table {
                 && finding.ended_ns <= former.ended_ns
                 && former.entity.as_ref().is_some_and(|of| is_of_same(of, entity))
         })
+    }
+
+    /// Whether a finding of an earlier run names all deaths that this one does, which a replay found by what is left to go by.
+    pub fn is_named_by_former(&self, finding: &Finding) -> bool {
+        let is_death = |piece: &&Evidence| matches!(piece.kind.as_str(), "exit" | "oom" | "kill");
+        let mut deaths = finding.evidence.iter().filter(is_death).peekable();
+        let is_standing = |id: &String| self.findings.get(id).is_some_and(|former| !self.is_replayed(former));
+        let is_named = |death: EvidenceId| {
+            let mut ids = self.formers.by_evidence.get(&death).into_iter().flatten();
+            ids.any(is_standing)
+        };
+        deaths.peek().is_some() && deaths.all(|piece| EvidenceId::parse(&piece.id).is_some_and(is_named))
     }
 }
 
@@ -107,7 +127,11 @@ impl FindingStore {
 
     /// Publishes what was held back in a replay and no finding of an earlier run goes on with.
     pub fn publish_parts(&self) {
-        let mut parts: Vec<Finding> = std::mem::take(&mut self.write().formers.parts).into_values().collect();
+        let mut inner = self.write();
+        let parts = std::mem::take(&mut inner.formers.parts).into_values();
+        // The last death of that one may be on its way still.
+        let mut parts: Vec<Finding> = parts.filter(|part| !inner.is_within(part, is_of_one_pod)).collect();
+        drop(inner);
         parts.sort_by(|a, b| a.id.cmp(&b.id));
         for part in parts {
             self.publish(part);
@@ -116,6 +140,10 @@ impl FindingStore {
 
     /// The finding of this pattern whose last death is one of these, and that death; of several the one that counts most.
     pub fn former(&self, pattern: &Pattern, deaths: impl Iterator<Item = EvidenceId>) -> Option<(Former, EvidenceId)> {
+        // What counts something else than deaths does not grow with each of them.
+        if pattern.anchor_step().distinct.is_some() {
+            return None;
+        }
         let inner = self.read();
         let step = &pattern.anchor_step().name;
         let last = |finding: &Finding| {
@@ -133,9 +161,8 @@ impl FindingStore {
         let found =
             deaths.flat_map(of_death).filter(is_it).max_by(|(a, _), (b, _)| (a.count, &b.id).cmp(&(b.count, &a.id)));
         found.map(|(finding, death)| {
-            let counts_deaths = pattern.anchor_step().distinct.is_none();
             let (id, started_ns) = (finding.id.as_str().into(), finding.started_ns);
-            (Former { id, count: finding.count, counts_deaths, started_ns }, death)
+            (Former { id, count: finding.count, started_ns }, death)
         })
     }
 }

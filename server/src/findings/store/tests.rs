@@ -194,3 +194,24 @@ fn an_earlier_finding_by_evidence_that_says_otherwise_is_withdrawn() {
     store.withdraw_disproved(&|_| true);
     assert_eq!(left(), ["certain", "group", "is", "less"]);
 }
+
+#[test]
+fn what_a_part_took_over_is_found_by_its_whole() {
+    let store = FindingStore::new(20);
+    let crashes = |id: &str, started_ns: u64, ended_ns: u64| Finding {
+        pattern: "crash-loop".into(),
+        count: 5,
+        started_ns,
+        ..finding(id, "n", ended_ns, false)
+    };
+    store.restore(crashes("whole", 1, 100));
+    store.set_replaying(true);
+    assert!(store.publish(finding("consequence", "n", 40, false)).is_some());
+    assert!(store.publish(crashes("part", 10, 50)).is_none(), "the replay comes to the last of them");
+    store.withdraw("consequence", Some("part"));
+    store.withdraw("part", Some("whole"));
+    assert_eq!(store.get("consequence").map(|found| found.id.clone()).as_deref(), Ok("whole"));
+    store.set_replaying(false);
+    store.publish_parts();
+    assert_eq!(store.len(), 1);
+}
