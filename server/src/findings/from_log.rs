@@ -58,7 +58,7 @@ impl Worker {
         match update {
             LogUpdate::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
             LogUpdate::Facts(batch) => self.take_facts(*batch),
-            LogUpdate::Kept(finding) => self.take_kept(*finding),
+            LogUpdate::Kept(finding) => self.store.take_in(*finding),
             LogUpdate::Rebuild { begins_ns, is_cut } => self.rebuild(begins_ns, is_cut),
             LogUpdate::CaughtUp { confirms } => {
                 // Until the archives have sent again what it lacks, it is a replay.
@@ -93,7 +93,7 @@ impl Worker {
     fn confirm(&mut self) {
         self.store.withdraw_unconfirmed();
         self.withdraw_disproved();
-        self.end_replay();
+        self.store.set_replaying(false);
         let log_ns = self.log_ns;
         if let Some(log) = &mut self.log {
             log.rechecks = Some((log_ns + RECHECK_NS, log_ns + RECHECKS_NS));

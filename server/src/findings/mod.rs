@@ -18,7 +18,6 @@ mod facts;
 mod field;
 mod finder;
 mod finder_metrics;
-mod formers;
 mod from_log;
 mod growing;
 mod joins;

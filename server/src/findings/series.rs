@@ -42,19 +42,8 @@ impl Anchor {
     }
 }
 
-/// A finding of an earlier run that some deaths go on with: most of what it counts is forgotten.
-#[derive(Clone)]
-pub struct Former {
-    pub id: Arc<str>,
-    pub count: u32,
-    /// Nanoseconds since 1970.
-    pub started_ns: u64,
-}
-
 /// Deaths that are one finding.
 pub struct Group {
-    /// The finding of an earlier run that it goes on with.
-    pub former: Option<Former>,
     pub first: EvidenceId,
     pub first_realtime_ns: u64,
     /// The death that the finding describes.
@@ -99,7 +88,7 @@ impl Published {
     }
 }
 
-/// Groups of deaths kept whose anchors had to make room; of what is older still, the findings stand as they are.
+/// Groups of deaths kept that are older than the anchors; of what is older still, the findings stand as they are.
 const SPANS_MAX: usize = 8;
 
 /// Deaths that follow each other within the window.
@@ -109,12 +98,11 @@ struct Span {
     count: u32,
     /// Those of them that are anchors still.
     members: Vec<Arc<Noted>>,
-    former: Option<Former>,
 }
 
 impl Span {
     fn of(death: &Arc<Noted>) -> Self {
-        Self { first: Arc::clone(death), last: Arc::clone(death), count: 1, members: Vec::new(), former: None }
+        Self { first: Arc::clone(death), last: Arc::clone(death), count: 1, members: Vec::new() }
     }
 
     fn place(&self) -> (u64, EvidenceId) {
@@ -136,15 +124,8 @@ impl Span {
         if is_before(&self.last, &other.last) {
             self.last = other.last;
         }
-        self.count = self.count.saturating_add(other.count);
+        self.count += other.count;
         self.members.extend(other.members);
-        self.former = self.former.take().or(other.former);
-    }
-
-    /// Whether a death is one of those that an earlier run has counted.
-    fn has_counted(&self, death: &Noted) -> bool {
-        let is_in_time = |former: &Former| death.clue.realtime_ns >= former.started_ns;
-        self.former.as_ref().is_some_and(is_in_time) && is_before(death, &self.first)
     }
 
     /// Adds it to spans of which no two touch.
@@ -158,35 +139,15 @@ impl Span {
     }
 }
 
-/// What is remembered of a group of anchors that count several deaths, and had to make room.
+/// What is remembered of anchors that count several deaths, and had to make room.
 struct Evicted {
     first: EvidenceId,
     first_realtime_ns: u64,
     last: Arc<Noted>,
-    /// Deaths that neither an anchor counts any more nor the last of these did.
+    /// Deaths that no anchor counts any more.
     count: u32,
     /// What the last of them counted.
     tail: Vec<EvidenceId>,
-    former: Option<Former>,
-}
-
-/// When a group began, nanoseconds since 1970, if its first known death was then.
-fn started(former: Option<&Former>, first_realtime_ns: u64) -> u64 {
-    former.map_or(first_realtime_ns, |former| former.started_ns.min(first_realtime_ns))
-}
-
-impl Evicted {
-    /// Number of the deaths without these of the last.
-    fn deaths(&self, is_left_out: impl Fn(EvidenceId) -> bool) -> u32 {
-        let last = self.tail.iter().filter(|death| !is_left_out(**death)).count() as u32;
-        self.count.saturating_add(last)
-    }
-
-    /// Whether a death is of the time of these.
-    fn has_counted(&self, death: &Noted) -> bool {
-        let started_ns = started(self.former.as_ref(), self.first_realtime_ns);
-        death.clue.realtime_ns >= started_ns && !is_before(&self.last, death)
-    }
 }
 
 /// The deaths that one pattern explains in one scope.
@@ -197,7 +158,7 @@ pub struct Series {
     counts_several: bool,
     /// Anchors by time.
     anchors: Vec<Anchor>,
-    evicted: Vec<Evicted>,
+    evicted: Option<Evicted>,
     /// Deaths that had to make room, where each stands for itself.
     spans: Vec<Span>,
     pub published: Vec<Published>,
@@ -212,7 +173,7 @@ impl Series {
             window_ns: pattern.window_ns,
             counts_several: pattern.gathers(),
             anchors: Vec::new(),
-            evicted: Vec::new(),
+            evicted: None,
             spans: Vec::new(),
             published: Vec::new(),
         }
@@ -236,11 +197,11 @@ impl Series {
     /// Takes an anchor in, in the place of an earlier version of it. Returns the deaths that it no longer counts, and those
     /// that it counts now and did not before. `is_known` where it belonged to this series before.
     pub fn put(&mut self, anchor: Anchor, is_known: bool) -> (Vec<EvidenceId>, Vec<EvidenceId>) {
-        let is_evicted = is_known && !(self.evicted.is_empty() && self.spans.is_empty());
-        let is_counted = is_evicted
-            || self.evicted.iter().any(|evicted| evicted.has_counted(&anchor.noted))
-            || self.spans.iter().any(|span| span.has_counted(&anchor.noted));
-        if is_counted && self.anchor(anchor.evidence()).is_none() {
+        let is_counted = match self.counts_several {
+            true => self.evicted.as_ref().is_some_and(|evicted| !is_before(&evicted.last, &anchor.noted)),
+            false => is_known && !self.spans.is_empty() && self.anchor(anchor.evidence()).is_none(),
+        };
+        if is_counted {
             return (Vec::new(), Vec::new());
         }
         let new: Vec<EvidenceId> = anchor.others().collect();
@@ -277,32 +238,27 @@ impl Series {
         let old = self.anchors.remove(0);
         let own = [Arc::clone(&old.noted)];
         let deaths = if old.deaths.is_empty() { &own[..] } else { &old.deaths[..] };
-        let is_kept =
-            |death: EvidenceId| self.anchors.iter().any(|anchor| anchor.evidence() == death || anchor.counts(death));
+        let is_kept = |death: &&Arc<Noted>| {
+            let evidence = death.clue.evidence;
+            self.anchors.iter().any(|anchor| anchor.evidence() == evidence || anchor.counts(evidence))
+        };
+        let count = deaths.iter().filter(|death| !is_kept(death)).count() as u32;
         let tail: Vec<EvidenceId> = deaths.iter().map(|death| death.clue.evidence).collect();
         let first = deaths.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b))).unwrap_or(&old.noted);
         let last = Arc::clone(&old.noted);
         let (first, first_realtime_ns) = (first.clue.evidence, first.clue.realtime_ns);
-        match self.evicted.iter_mut().find(|known| known.tail.iter().any(|death| tail.contains(death))) {
-            Some(known) if is_before(&known.last, &last) => {
-                let is_left = |death: &&EvidenceId| !tail.contains(death) && !is_kept(**death);
-                let left = known.tail.iter().filter(is_left).count() as u32;
-                known.count = known.count.saturating_add(left);
-                (known.last, known.tail) = (last, tail);
+        let new = Evicted { first, first_realtime_ns, last: Arc::clone(&last), count, tail };
+        self.evicted = Some(match self.evicted.take() {
+            None => new,
+            Some(known) if known.tail.iter().any(|death| new.tail.contains(death)) => {
+                Evicted { last, count: known.count + count, tail: new.tail, ..known }
             }
-            Some(_) => {}
-            None => self.push_evicted(Evicted { first, first_realtime_ns, last, count: 0, tail, former: None }),
-        }
-    }
-
-    fn push_evicted(&mut self, new: Evicted) {
-        self.evicted.push(new);
-        if self.evicted.len() > SPANS_MAX {
-            self.evicted.sort_by_key(|evicted| (evicted.last.clue.realtime_ns, evicted.last.clue.evidence));
-            let oldest = self.evicted.remove(0).first;
-            // Nothing is known of it any more that could change it.
-            self.published.retain(|published| published.first != oldest);
-        }
+            Some(known) => {
+                // Nothing is known of it any more that could change it.
+                self.published.retain(|published| published.first != known.first);
+                new
+            }
+        });
     }
 
     /// Makes room where each death stands for itself: of the oldest anchors only their time is kept. What another series shows is
@@ -339,7 +295,6 @@ impl Series {
             last: Arc::clone(&span.last),
             count: span.count,
             members: Vec::new(),
-            former: span.former.clone(),
         });
         let mut spans: Vec<Span> = older.collect();
         for anchor in anchors {
@@ -349,15 +304,13 @@ impl Series {
         spans.sort_by_key(Span::place);
         let group = |span: Span| Group {
             first: span.first.clue.evidence,
-            first_realtime_ns: started(span.former.as_ref(), span.first.clue.realtime_ns),
+            first_realtime_ns: span.first.clue.realtime_ns,
             is_several: span.count > 1,
             last: span.last,
             count: span.count,
             members: span.members,
-            former: span.former,
         };
-        // Where all deaths of an earlier run's finding are explained otherwise by now, nothing is left.
-        spans.into_iter().filter(|span| span.count > 0).map(group).collect()
+        spans.into_iter().map(group).collect()
     }
 
     /// Anchors that count one death in common are one group.
@@ -392,88 +345,34 @@ impl Series {
             counted.dedup_by_key(|death| death.clue.evidence);
             found.push(Counted { all: together, counted, last: anchor });
         }
-        // What had to make room, where no anchor goes on with it.
-        let goes_on = |evicted: &Evicted, of: &Counted<'a>| evicted.tail.iter().any(|death| of.all.contains(death));
+        // The last that had to make room, where no anchor goes on with them.
         let is_over = |evicted: &&Evicted| {
-            evicted.deaths(&is_left_out) > 0
-                && !is_left_out(evicted.last.clue.evidence)
-                && !found.iter().any(|of| goes_on(evicted, of))
+            let goes_on = |of: &Counted<'a>| evicted.tail.iter().any(|death| of.all.contains(death));
+            evicted.count > 0 && !is_left_out(evicted.last.clue.evidence) && !found.iter().any(goes_on)
         };
-        let over = self.evicted.iter().filter(is_over).map(|evicted| Group {
+        let over = self.evicted.as_ref().filter(is_over).map(|evicted| Group {
             first: evicted.first,
-            first_realtime_ns: started(evicted.former.as_ref(), evicted.first_realtime_ns),
+            first_realtime_ns: evicted.first_realtime_ns,
             last: Arc::clone(&evicted.last),
-            count: evicted.deaths(&is_left_out),
+            count: evicted.count,
             is_several: true,
             members: Vec::new(),
-            former: evicted.former.clone(),
         });
-        let group = |of: &Counted<'a>| {
+        let group = |of: Counted<'a>| {
             let first = of.counted.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b)));
             let first = first.map_or(&of.last.noted, |first| *first);
-            let before: Vec<&Evicted> = self.evicted.iter().filter(|evicted| goes_on(evicted, of)).collect();
-            let former = before.iter().find_map(|evicted| evicted.former.as_ref());
-            let own = (first.clue.realtime_ns, first.clue.evidence);
-            let (first_realtime_ns, first) =
-                before.iter().map(|evicted| (evicted.first_realtime_ns, evicted.first)).min().unwrap_or(own);
+            let evicted =
+                self.evicted.as_ref().filter(|evicted| evicted.tail.iter().any(|death| of.all.contains(death)));
             Group {
-                first,
-                first_realtime_ns: started(former, first_realtime_ns),
-                former: former.cloned(),
+                first: evicted.map_or(first.clue.evidence, |evicted| evicted.first),
+                first_realtime_ns: evicted.map_or(first.clue.realtime_ns, |evicted| evicted.first_realtime_ns),
                 last: Arc::clone(&of.last.noted),
-                count: before.iter().fold(of.counted.len() as u32, |sum, evicted| {
-                    let is_counted =
-                        |death| is_left_out(death) || of.counted.iter().any(|of| of.clue.evidence == death);
-                    sum.saturating_add(evicted.deaths(is_counted))
-                }),
+                count: of.counted.len() as u32 + evicted.map_or(0, |evicted| evicted.count),
                 is_several: true,
-                members: of.counted.iter().copied().cloned().collect(),
+                members: of.counted.into_iter().cloned().collect(),
             }
         };
-        over.chain(found.iter().map(group)).collect()
-    }
-
-    /// Lets the group of a death go on with a finding of an earlier run, whose last death that was. Returns false where the group
-    /// is no part of it.
-    pub fn adopt(
-        &mut self,
-        former: &Former,
-        last: EvidenceId,
-        is_hidden: impl Fn(EvidenceId) -> bool,
-        is_better: impl Fn(EvidenceId) -> bool,
-    ) -> bool {
-        let groups = self.groups(is_hidden, is_better);
-        let is_last = |death: &&Arc<Noted>| death.clue.evidence == last;
-        let has_it = |group: &Group| group.members.iter().find(is_last).cloned();
-        let Some((group, last)) = groups.into_iter().find_map(|group| has_it(&group).map(|last| (group, last))) else {
-            return false;
-        };
-        let known = group.count - group.members.iter().filter(|death| is_before(&last, death)).count() as u32;
-        let Some(earliest) = group.members.iter().reduce(|a, b| if is_before(b, a) { b } else { a }) else {
-            return false;
-        };
-        if group.former.is_some() || former.started_ns >= group.first_realtime_ns {
-            return false;
-        }
-        // What the earlier run knew besides.
-        let count = former.count.saturating_sub(known);
-        let (former, earliest) = (Some(former.clone()), Arc::clone(earliest));
-        if !self.counts_several {
-            match self.spans.iter_mut().find(|span| span.first.clue.evidence == group.first) {
-                Some(span) => (span.count, span.former) = (span.count.saturating_add(count), former),
-                None => self.spans.push(Span { count, former, ..Span::of(&earliest) }),
-            }
-            return true;
-        }
-        let Group { first, first_realtime_ns, .. } = group;
-        match self.evicted.iter_mut().find(|evicted| evicted.first == first) {
-            Some(evicted) => (evicted.count, evicted.former) = (evicted.count.saturating_add(count), former),
-            None => {
-                let tail = vec![earliest.clue.evidence];
-                self.push_evicted(Evicted { first, first_realtime_ns, last: earliest, count, tail, former });
-            }
-        }
-        true
+        over.into_iter().chain(found.into_iter().map(group)).collect()
     }
 
     /// The id of a group's finding.
