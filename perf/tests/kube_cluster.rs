@@ -21,7 +21,7 @@ use crate::kube_node::{
 };
 
 const SERVERS: usize = 2;
-/// Servers give up one that left without a word after 180 seconds, if no node ships to it any more.
+/// A server counts as missing for 180 seconds after its last message, if no node ships to it any more. This allows for more.
 const GIVEN_UP_LIMIT: Duration = Duration::from_secs(300);
 /// Starts processes, opens connections that are refused, and has children killed: both lanes are busy.
 const BUSY: &str =
@@ -64,19 +64,15 @@ fn two_servers_with_a_part_each_find_the_same() {
     }
     alone_are(&tapio, SERVERS);
     found.iter().for_each(|one| is_known(&tapio, SERVERS, |other| other["id"] == one["id"]));
-    namespace.apply(vec![deployment("without-a-log", eater("eater"))]);
-    let of_it = of_container(&namespace, "without-a-log", "eater");
-    let is_of_it =
-        |one: &Value| one["pattern"] == "memory-limit-kill" && one["entity"]["name"].as_str().is_some_and(&of_it);
+    let of_it = starts_to_eat(&namespace, "without-a-log");
     // Only by the server that the node ships to.
-    is_known(&tapio, 1, is_of_it);
+    is_known(&tapio, 1, is_killed(&of_it));
     println!("without the log: both know {} findings, and one finds another", found.len());
     tapio.apply_again();
     tapio.rolled_out(NATS);
     alone_are(&tapio, 0);
     nothing_is_sent_again(&tapio);
-    namespace.delete("deployment", "without-a-log");
-    found.push(tapio.found_alike(SERVERS, "memory-limit-kill", is_named(&of_it)));
+    found.push(ends_alike(&tapio, &namespace, "without-a-log", &of_it));
     stand(&tapio, &found);
     println!("with a new log: {} findings, alike from both servers", found.len());
 
@@ -214,11 +210,27 @@ fn bad_release(tapio: &Tapio, namespace: &Namespace) -> Value {
 }
 
 fn kill(tapio: &Tapio, namespace: &Namespace, name: &str) -> Value {
-    namespace.apply(vec![deployment(name, eater("eater"))]);
-    let of_it = of_container(namespace, name, "eater");
+    let of_it = starts_to_eat(namespace, name);
     tapio.finding("memory-limit-kill", &of_it);
+    ends_alike(tapio, namespace, name, &of_it)
+}
+
+/// Starts a Deployment whose container exceeds its memory limit, and tells by its name whether an entity is that container.
+fn starts_to_eat(namespace: &Namespace, name: &str) -> impl Fn(&str) -> bool + use<> {
+    namespace.apply(vec![deployment(name, eater("eater"))]);
+    of_container(namespace, name, "eater")
+}
+
+/// Whether a finding says that such a container was killed.
+fn is_killed(of_it: impl Fn(&str) -> bool) -> impl Fn(&Value) -> bool {
+    let is_its = is_named(of_it);
+    move |one| one["pattern"] == "memory-limit-kill" && is_its(one)
+}
+
+/// Deletes the Deployment, and waits until all servers have the same finding of it.
+fn ends_alike(tapio: &Tapio, namespace: &Namespace, name: &str, of_it: impl Fn(&str) -> bool) -> Value {
     namespace.delete("deployment", name);
-    let found = tapio.found_alike(SERVERS, "memory-limit-kill", is_named(&of_it));
+    let found = tapio.found_alike(SERVERS, "memory-limit-kill", is_named(of_it));
     println!("{} from both: {}", found["id"], found["title"]);
     found
 }
@@ -227,9 +239,8 @@ fn kill(tapio: &Tapio, namespace: &Namespace, name: &str) -> Value {
 fn kill_without_both(tapio: &Tapio, namespace: &Namespace, of_node: &str) -> Value {
     kubectl(&["-n", NAMESPACE, "delete", "pod", of_node, "tapio-nats-0", "--wait=false"]).expect("deleted");
     let name = "without-both";
-    namespace.apply(vec![deployment(name, eater("eater"))]);
-    let of_it = of_container(namespace, name, "eater");
-    is_known(tapio, 1, |one| one["pattern"] == "memory-limit-kill" && is_named(&of_it)(one));
+    let of_it = starts_to_eat(namespace, name);
+    is_known(tapio, 1, is_killed(&of_it));
     for what in [NATS, SERVER] {
         tapio.rolled_out(what);
     }
@@ -238,10 +249,7 @@ fn kill_without_both(tapio: &Tapio, namespace: &Namespace, of_node: &str) -> Val
     await_within(GIVEN_UP_LIMIT, "that the deleted server is not missed any more", |seen| {
         tapio.tapioctl_json(&["findings"]).map_err(|error| *seen = error).ok()
     });
-    namespace.delete("deployment", name);
-    let found = tapio.found_alike(SERVERS, "memory-limit-kill", is_named(&of_it));
-    println!("{} from both: {}", found["id"], found["title"]);
-    found
+    ends_alike(tapio, namespace, name, &of_it)
 }
 
 /// Every server still has what was found, by the same ids.
