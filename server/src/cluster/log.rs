@@ -1,7 +1,7 @@
 //! The log in NATS JetStream.
 //!
-//! What enters: messages of this server. What leaves: those of all servers, in one order. What must hold: the streams are as they
-//! are wanted here, and are made where they are missing. Who this server is, is read again from its files when NATS refuses it.
+//! What enters: messages of this server. What leaves: those of all servers, in one order. What must hold: who this
+//! server is, is read again from its files when NATS refuses it. What the streams are like is in `streams.rs`.
 //!
 //! ```text
 //! TAPIO_<name>_LOG    tapio.<name>.batch.<server>     what happened; kept for twice the longest window

@@ -4,14 +4,14 @@
 //! nor is what belongs to somebody else.
 //!
 //! All servers look at the same streams at the same time. NATS 2.9 crashes if it is to update a stream that another connection
-//! is creating. So a stream is updated only where it differs, and each connection waits a moment of its own before it creates one.
+//! is creating. So a stream is updated only where it differs, and never by the attempt that found it missing.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::stream::{self, DiscardPolicy, Source, StorageType, Stream};
 
@@ -25,9 +25,8 @@ const FACTS_BYTES_MAX: i64 = 512 << 20;
 /// Age and total size up to which findings are kept, the latest first.
 const FINDINGS_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 const FINDINGS_BYTES_MAX: i64 = 128 << 20;
-/// How long a stream is not updated after another connection began to create it.
-const CREATED_WAIT: Duration = Duration::from_secs(1);
-/// The longest time for which a connection waits before it creates a stream.
+/// The longest time for which a connection waits before it creates a stream. Each waits for a random time, so that few create at
+/// once: there is nothing that says when another one is about to.
 const CREATE_WAIT_MAX_MS: u64 = 100;
 
 /// How a key-value bucket is to be.
@@ -44,11 +43,6 @@ pub struct Bucket {
 /// Whether there is no stream of that name.
 fn is_absent(error: &GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(refused) if refused.error_code() == ErrorCode::STREAM_NOT_FOUND)
-}
-
-/// Whether a stream of that name has come to be since it was looked for.
-fn exists(error: &CreateStreamError) -> bool {
-    matches!(error.kind(), CreateStreamErrorKind::JetStream(refused) if refused.error_code() == ErrorCode::STREAM_NAME_EXIST)
 }
 
 /// Whether a stream is as it is wanted, in the keys that are set here: others have the defaults of NATS's version.
@@ -135,7 +129,7 @@ impl Log {
         }
     }
 
-    /// Makes a stream what it is to be. One that is, is not touched.
+    /// Returns a stream that is as it is wanted: creates it, updates it, or leaves it alone.
     async fn make(&self, wanted: &stream::Config, what: &'static str) -> Result<Stream, LogError> {
         let is_right = |found: &Stream| is_as_wanted(&found.cached_info().config, wanted);
         let mut found = self.look(wanted, what).await?;
@@ -143,19 +137,17 @@ impl Log {
             tokio::time::sleep(Duration::from_millis(RandomState::new().hash_one(0) % CREATE_WAIT_MAX_MS)).await;
             found = self.look(wanted, what).await?;
         }
-        if found.is_none() {
-            match self.context.create_stream(wanted.clone()).await {
+        match found {
+            Some(found) if is_right(&found) => return Ok(found),
+            Some(_) => {}
+            None => match self.context.create_stream(wanted.clone()).await {
                 Ok(made) => return Ok(made),
-                Err(error) if exists(&error) => found = self.look(wanted, what).await?,
-                Err(error) => return Err(jetstream(what)(error.into())),
-            }
-            if !found.as_ref().is_some_and(is_right) {
-                tokio::time::sleep(CREATED_WAIT).await;
-                found = self.look(wanted, what).await?;
-            }
-        }
-        if let Some(found) = found.filter(is_right) {
-            return Ok(found);
+                // Another connection was faster. Where it wants something else, the caller's next attempt updates the stream.
+                Err(error) => {
+                    let made = self.look(wanted, what).await?.filter(is_right);
+                    return made.ok_or_else(|| jetstream(what)(error.into()));
+                }
+            },
         }
         let updated = self.context.update_stream(wanted).await;
         updated.map_err(|error| jetstream(what)(error.into()))?;
