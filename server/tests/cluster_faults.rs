@@ -123,6 +123,23 @@ async fn a_full_log_delays_no_ack_and_gets_everything_later() {
     }
 }
 
+#[test]
+fn a_server_reads_on_after_a_restart_of_nats() {
+    let Some(mut nats) = Nats::start() else { return };
+    let a = Member::start(&nats, "a");
+    let rebuilds = || a.cluster.link().rebuilds.load(Ordering::Relaxed);
+    // On a slow machine NATS may be away for so long that the server goes on alone.
+    let mut attempts = 0..4;
+    until("a restart without a rebuild", || {
+        attempts.next().expect("it reads on after one of the restarts");
+        let before = rebuilds();
+        nats.restart();
+        settle(&[&a]);
+        settle(&[&a]);
+        (rebuilds() == before).then_some(())
+    });
+}
+
 /// Deaths of so many workloads, within less time than an archive is gone through.
 const WORKLOADS: u32 = 3000;
 /// Entries that may wait, and clues before the finder.

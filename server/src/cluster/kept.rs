@@ -10,8 +10,7 @@ use async_nats::jetstream::stream::Stream;
 use prost::Message as _;
 use tapio_wire::service::Finding;
 
-use super::log::{self, LogError};
-use super::reader::Position;
+use super::log::{self, LogError, Position};
 
 /// How long the next kept finding may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);

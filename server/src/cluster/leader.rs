@@ -39,7 +39,7 @@ const TOO_LATE: &str = "it could not renew its lease in time";
 /// How long a leader that ends waits for its release.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a lease lasts, and how it is kept.
+/// How long a lease lasts, how it is kept, and how long the archive is waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// How long others leave a lease alone.
@@ -48,11 +48,14 @@ pub struct Timing {
     pub margin: Duration,
     /// Between two renewals, and between two looks.
     pub interval: Duration,
+    /// The first wait for frames that are not durable yet when the archive is gone through; each next one is twice as long.
+    pub disk_wait: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(12), margin: Duration::from_secs(2), interval: Duration::from_secs(2) }
+        let (lease, margin) = (Duration::from_secs(12), Duration::from_secs(2));
+        Self { lease, margin, interval: Duration::from_secs(2), disk_wait: Duration::from_millis(250) }
     }
 }
 

@@ -155,6 +155,16 @@ pub fn follows(headers: Option<&HeaderMap>, created_ns: i128, seq: u64) -> bool 
     }
 }
 
+/// Where a reader is, and in which log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    /// When the log was made.
+    pub created_ns: i128,
+    pub seq: u64,
+    /// When the message was written; [`None`] where none was read there.
+    pub written_ns: Option<u64>,
+}
+
 /// The message at a place of a stream; [`None`] where there is none any more.
 ///
 /// # Errors

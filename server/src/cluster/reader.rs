@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::config::ClusterSection;
 use super::kept::Kept;
 use super::link::Link;
-use super::log::{self, Log, LogError};
+use super::log::{self, Log, LogError, Position};
 use super::losses::{DELETED, is_rechecked};
 use super::namesakes::Namesakes;
 use crate::correlate::batch::{Batch, BatchError, Entry};
@@ -40,20 +40,14 @@ enum End {
     Broken(String),
 }
 
+fn broken(error: &dyn std::fmt::Display) -> End {
+    End::Broken(error.to_string())
+}
+
 impl From<BusClosed> for End {
     fn from(_: BusClosed) -> Self {
         Self::Ended
     }
-}
-
-/// Where in which log it is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Position {
-    /// When the log was made.
-    pub created_ns: i128,
-    pub seq: u64,
-    /// When the message was written; [`None`] where none was read there.
-    pub written_ns: Option<u64>,
 }
 
 /// Where reading begins, and up to which message the log was written by then.
@@ -149,7 +143,6 @@ impl Reader {
     }
 
     async fn read(&mut self) -> Result<(), End> {
-        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let log =
             Log::connect(&self.config, self.keep, &self.link.connections).await.map_err(|error| broken(&error))?;
         let stream = log.ensure().await.map_err(|error| broken(&error))?;
@@ -162,7 +155,6 @@ impl Reader {
 
     /// Reads until something breaks, or it is to start again.
     async fn read_on(&mut self, log: &Log, stream: &Stream) -> Result<(), End> {
-        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
         let created_ns = info.created.unix_timestamp_nanos();
         let is_lost = self.is_lost(stream, &info).await.map_err(|error| broken(&error))?;
@@ -178,8 +170,8 @@ impl Reader {
             },
             None => self.begin_anew(log, stream, &info, is_lost).await?,
         };
-        let from_seq = position.map_or(0, |at| at.seq + 1);
-        let mut messages = log::read_from(stream, from_seq).await.map_err(|error| broken(&error))?;
+        let from_seq = |position: Option<Position>| position.map_or(0, |at| at.seq + 1);
+        let mut messages = log::read_from(stream, from_seq(position)).await.map_err(|error| broken(&error))?;
         self.link.is_reading.store(true, Ordering::Release);
         self.link.set_read_trouble(None);
         self.position = position;
@@ -206,7 +198,9 @@ impl Reader {
                     if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < read_seq {
                         return Err(broken(&"it is another log"));
                     }
-                    self.check_connection(log, stream, &mut connects).await?;
+                    if self.is_reconnected(log, stream, &mut connects).await? {
+                        messages = log::read_from(stream, from_seq(position)).await.map_err(|error| broken(&error))?;
+                    }
                     if self.lacks_more(&info) {
                         return Ok(());
                     }
@@ -215,7 +209,10 @@ impl Reader {
                 }
             };
             let message = message.ok_or_else(|| broken(&"the consumer ended"))?.map_err(|error| broken(&error))?;
-            self.check_connection(log, stream, &mut connects).await?;
+            if self.is_reconnected(log, stream, &mut connects).await? {
+                messages = log::read_from(stream, from_seq(position)).await.map_err(|error| broken(&error))?;
+                continue;
+            }
             let info = message.info().map_err(|error| broken(&error))?;
             let (seq, at_ns) = (info.stream_sequence, info.published.unix_timestamp_nanos() as u64);
             match position {
@@ -240,16 +237,16 @@ impl Reader {
         }
     }
 
-    /// Looks, after the connection was made anew, whether the log has what was read last.
-    async fn check_connection(&self, log: &Log, stream: &Stream, connects: &mut u64) -> Result<(), End> {
+    /// Whether the connection was made anew since it was looked last. NATS may have forgotten then that this server reads: the client
+    /// would find out after several heartbeats only. An error says that the log lacks what was read last.
+    async fn is_reconnected(&self, log: &Log, stream: &Stream, connects: &mut u64) -> Result<bool, End> {
         if std::mem::replace(connects, log.connects()) == *connects {
-            return Ok(());
+            return Ok(false);
         }
-        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
         match self.is_lost(stream, &info).await.map_err(|error| broken(&error))? {
             true => Err(broken(&"it has lost its end")),
-            false => Ok(()),
+            false => Ok(true),
         }
     }
 
@@ -267,7 +264,6 @@ impl Reader {
 
     /// Forgets what is known of the log that was, and reads the facts of this one.
     async fn begin_anew(&mut self, log: &Log, stream: &Stream, info: &Info, is_lost: bool) -> Result<Start, End> {
-        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let created_ns = info.created.unix_timestamp_nanos();
         let first_seq = info.state.first_sequence;
         // Before anything is asked for: what is known is of the log that was.
@@ -478,7 +474,6 @@ impl Reader {
 
     /// Reads the facts: the last message of each.
     async fn read_facts(&self, log: &Log) -> Result<(), End> {
-        let broken = |error: &dyn std::fmt::Display| End::Broken(error.to_string());
         let facts = log.facts().await.map_err(|error| broken(&error))?;
         let info = facts.get_info().await.map_err(|error| broken(&error))?;
         if info.state.messages == 0 {

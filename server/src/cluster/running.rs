@@ -33,9 +33,8 @@ const SETTLE_MAX: Duration = Duration::from_secs(30);
 /// Between two attempts to go through an archive that could not be read.
 const HEAL_RETRY: Duration = Duration::from_secs(10);
 
-/// How often, and for how long at first, frames are waited for that are not durable yet when the archive is gone through.
+/// How often frames are waited for that are not durable yet when the archive is gone through.
 const DISK_WAITS_MAX: u32 = 8;
-const DISK_WAIT: Duration = Duration::from_millis(250);
 
 /// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is asked to stop. Otherwise it
 /// says why it could not.
@@ -107,7 +106,8 @@ impl Cluster {
         started.spawn("log-reader", reader.run(ended.clone()))?;
         let election = Election::new(config, keep, timing, leadership, Arc::clone(&link));
         started.spawn("log-leader", election.run(ended.clone()))?;
-        started.spawn("log-healer", heal(link, losses, finder.clone(), bus, (healer, HEAL_RETRY), ended))?;
+        let healing = (healer, timing.disk_wait, HEAL_RETRY);
+        started.spawn("log-healer", heal(link, losses, finder.clone(), bus, healing, ended))?;
         Ok(started)
     }
 
@@ -226,7 +226,7 @@ async fn heal(
     losses: Arc<ClusterLosses>,
     finder: InProcessBus,
     outgoing: Arc<Outgoing>,
-    (healer, retry): (Healer, Duration),
+    (healer, disk_wait, retry): (Healer, Duration, Duration),
     mut ended: watch::Receiver<bool>,
 ) {
     let mut waits_for_disk = 0;
@@ -271,7 +271,7 @@ async fn heal(
             }
             Ok(()) if waits_for_disk < DISK_WAITS_MAX && still_owes(&outgoing, &losses, &finder) => {
                 waits_for_disk += 1;
-                Some(backoff::doubled(DISK_WAIT, waits_for_disk, retry))
+                Some(backoff::doubled(disk_wait, waits_for_disk, retry))
             }
             Ok(()) => None,
         };
@@ -474,7 +474,7 @@ mod tests {
         };
         let retry = Duration::from_millis(20);
         let outgoing = Arc::new(Outgoing::new(10));
-        let healing = heal(Arc::clone(&link), Arc::default(), finder, outgoing, (healer, retry), ended);
+        let healing = heal(Arc::clone(&link), Arc::default(), finder, outgoing, (healer, retry, retry), ended);
         let healing = tokio::spawn(healing);
         tokio::time::timeout(Duration::from_secs(20), link.healed()).await.expect("the second attempt is good");
         assert_eq!(attempts.load(Ordering::SeqCst), 2);
