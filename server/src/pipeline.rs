@@ -302,7 +302,9 @@ async fn recover(
     };
     // With a log, what is found again is found by reading it.
     let is_fed = core.cluster.as_ref().is_none_or(|cluster| cluster.link().is_alone());
-    core.store.set_replaying(is_fed || !is_in_log);
+    if is_fed || !is_in_log {
+        core.store.set_replaying(true);
+    }
     core.losses.set_replaying(true);
     let window = replay_window(config, &core.patterns);
     let offsite = config.archive.remote.as_ref().map(|remote| Arc::new(Offsite::new(remote.every)));
@@ -318,7 +320,8 @@ async fn recover(
     }
     core.losses.set_replaying(false);
     if is_fed {
-        core.store.set_replaying(false);
+        // It can only fail when the finder has stopped.
+        let _ = core.finder.bus().end_replay();
     }
     vitals.watch("archive", archive.sign());
     Ok((archive, (uploader, table_writer)))

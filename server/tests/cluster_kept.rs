@@ -3,10 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use async_nats::jetstream::stream::Stream;
+use prost::Message as _;
+use tapio_wire::service::Finding;
 
 use crate::cluster_faults::{by_id, deaths, until_as};
 use crate::cluster_support::*;
-use crate::correlate_node::{Node, SECOND};
+use crate::correlate_node::{Node, Process, SECOND};
 
 /// The streams of a cluster, asked on a connection of its own.
 fn with_stream<T>(nats: &Nats, name: &str, ask: impl AsyncFnOnce(Stream) -> T) -> T {
@@ -100,4 +102,44 @@ fn a_new_log_keeps_what_lost_archives_had() {
     settle(&[&b, &e]);
     until_as(&b, &known);
     until_as(&e, &known);
+}
+
+/// A crash loop that is longer than the log is the same finding on a server that joins, and stays it.
+#[test]
+fn a_long_crash_loop_is_the_same_on_a_joiner() {
+    let Some(nats) = Nats::start() else { return };
+    let mut node = Node::new("n1");
+    let mut ends = Vec::new();
+    for time in 0..40_u32 {
+        let web = node.container_of("shop/web-1", &format!("web{time}"), "web-1/web");
+        let at = u64::from(100 + 60 * time) * SECOND;
+        node.exit(at, Process::init(web, 100 + time, "app"), 1 << 8);
+        node.lethal(at);
+        ends.push(node.frames.len());
+    }
+    let a = Member::begin_with(section(&nats, "a"), timing());
+    until("a leads", || a.cluster.leadership().term());
+    a.deliver_part(&node, 0..ends[9]);
+    settle(&[&a]);
+    with_stream(&nats, "TAPIO_default_LOG", async |stream: Stream| stream.purge().await.expect("purged"));
+    // Longer than the pattern's window.
+    a.deliver_part(&node, ends[9]..ends[29]);
+    settle(&[&a]);
+    let of_a = by_id(&a.findings());
+    assert_eq!(of_a.iter().map(|finding| finding.count).collect::<Vec<_>>(), [30], "{of_a:#?}");
+    until("it is kept", || {
+        with_stream(&nats, "TAPIO_default_FINDINGS", async |stream: Stream| {
+            let id = &of_a[0].id;
+            let last = stream.get_last_raw_message_by_subject(&format!("tapio.default.finding.{id}")).await.ok()?;
+            let kept = Finding::decode(last.payload).expect("a finding");
+            (kept.count == 30).then_some(())
+        })
+    });
+    let b = Member::begin_with(section(&nats, "b"), timing());
+    until_as(&b, &of_a);
+    a.deliver_part(&node, ends[29]..ends[39]);
+    settle(&[&a, &b]);
+    let of_a = by_id(&a.findings());
+    assert_eq!(of_a.iter().map(|finding| finding.count).collect::<Vec<_>>(), [40], "{of_a:#?}");
+    until_as(&b, &of_a);
 }

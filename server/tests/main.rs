@@ -42,6 +42,7 @@ mod correlate_patterns;
 mod correlate_patterns_kube;
 mod correlate_patterns_node;
 mod correlate_patterns_service;
+mod correlate_restart;
 mod correlate_service_order;
 mod correlate_states;
 mod correlate_states_end;

@@ -21,7 +21,16 @@ fn failed(error: &dyn std::fmt::Display) -> LogError {
 
 /// Whether a finding can be one of this program's: somebody may have edited what was kept.
 pub(crate) fn is_sound(finding: &Finding) -> bool {
-    !finding.id.is_empty() && (0.0..=1.0).contains(&finding.confidence) && finding.published_ns < u64::MAX / 2
+    !finding.id.is_empty()
+        && (0.0..=1.0).contains(&finding.confidence)
+        && finding.count < u32::MAX / 2
+        && finding.published_ns < u64::MAX / 2
+}
+
+/// The moment up to which the log must reach back to find this again, nanoseconds since 1970. A state and a series of deaths go on,
+/// whenever they began.
+pub(super) fn needed_from_ns(finding: &Finding) -> u64 {
+    if finding.ongoing || finding.count > 1 { finding.started_ns } else { finding.ended_ns }
 }
 
 /// Reads the last version of each finding that is kept. What cannot be read is left out.

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use tokio::sync::watch;
 
 use super::config::ClusterSection;
-use super::kept::Kept;
+use super::kept::{self, Kept};
 use super::link::Link;
 use super::log::{self, Log, LogError, Position};
 use super::losses::{DELETED, is_rechecked};
@@ -434,7 +434,7 @@ impl Reader {
         match log.ensure_findings().await {
             // A state goes on, whenever it began.
             Ok(stream) => {
-                let is_older = |finding: &Finding| finding.ongoing || finding.ended_ns < begins_ns;
+                let is_older = |finding: &Finding| finding.ongoing || kept::needed_from_ns(finding) < begins_ns;
                 self.take_kept(Kept::new(stream), Duration::MAX, is_older).await
             }
             Err(error) => {
@@ -447,8 +447,7 @@ impl Reader {
     /// Takes in what a leader keeps later: where NATS lost everything, only after it has become the leader.
     async fn follow_kept(&mut self, begins_ns: u64) -> Result<(), End> {
         let Some(kept) = self.kept.take_if(|_| self.link.is_caught_up()) else { return Ok(()) };
-        let began_ns = |finding: &Finding| if finding.ongoing { finding.started_ns } else { finding.ended_ns };
-        self.take_kept(kept, LOOK_INTERVAL, |finding| began_ns(finding) < begins_ns).await
+        self.take_kept(kept, LOOK_INTERVAL, |finding| kept::needed_from_ns(finding) < begins_ns).await
     }
 
     /// Passes kept findings on for as long as `limit`; the next call goes on.

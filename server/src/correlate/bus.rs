@@ -75,6 +75,8 @@ pub(crate) enum Message {
     Renamed,
     /// An update for a finder that follows the log.
     FromLog(LogUpdate),
+    /// The archive was replayed.
+    Replayed,
     /// Answered when everything before it was dealt with.
     Barrier(Sender<()>),
     Stop,
@@ -128,6 +130,14 @@ impl InProcessBus {
         let (done, wait) = bounded(1);
         self.send(Message::Barrier(done))?;
         wait.recv().map_err(|_| BusClosed)
+    }
+
+    /// Tells the finder that everything before was a replay, which is over.
+    ///
+    /// # Errors
+    /// [`BusClosed`] when the finder has stopped.
+    pub fn end_replay(&self) -> Result<(), BusClosed> {
+        self.send(Message::Replayed)
     }
 
     pub(crate) fn send(&self, message: Message) -> Result<(), BusClosed> {

@@ -79,6 +79,9 @@ fn last_word(finding: &Finding) -> Finding {
             id: finding.id.clone(),
             withdrawn: true,
             superseded_by: finding.superseded_by.clone(),
+            // Who took in the finding is to take in this.
+            count: finding.count,
+            started_ns: finding.started_ns,
             ended_ns: finding.ended_ns,
             published_ns: finding.published_ns,
             ..Finding::default()

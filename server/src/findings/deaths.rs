@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::clue_store::Noted;
 use super::moment::Moment;
 use super::pattern::Pattern;
-use super::series::{Anchor, Group, Series};
+use super::series::{Anchor, Former, Group, Series};
 use crate::correlate::Generations;
 use crate::correlate::clue::EvidenceId;
 
@@ -108,6 +108,19 @@ pub struct Settled {
     pub withdrawn: Vec<Withdrawn>,
     /// Deaths whose explanation rests on this one's.
     pub revisit: Vec<Arc<Noted>>,
+}
+
+impl Settled {
+    /// Takes in what became of a publication that goes on with another finding.
+    pub fn replace(&mut self, publication: &Publication, former: &Former, with: Self) {
+        for withdrawn in &mut self.withdrawn {
+            if withdrawn.successor.as_ref() == Some(&publication.id) {
+                withdrawn.successor = Some(former.id.to_string());
+            }
+        }
+        self.publish.extend(with.publish);
+        self.withdrawn.extend(with.withdrawn);
+    }
 }
 
 /// Remembers which finding explains which death.
@@ -217,17 +230,62 @@ impl Deaths {
         for key in changed {
             self.regroup(key, (Some(key) == own).then_some(evidence), &mut settled.publish, &mut gone);
         }
-        let stands = |id: &str| settled.publish.iter().any(|publication| publication.id == id);
+        self.withdraw(gone, &mut settled);
+        settled
+    }
+
+    fn withdraw(&self, gone: Vec<(String, EvidenceId, EvidenceId)>, settled: &mut Settled) {
         for (id, first, last) in gone {
             // A death may have gone to a finding that took the name over.
-            if stands(&id) {
+            if settled.publish.iter().any(|publication| publication.id == id) {
                 continue;
             }
             let of_death = |evidence| self.shown.get(&evidence).filter(|other| ***other != *id);
             let successor = of_death(last).or_else(|| of_death(first)).map(|id| id.to_string());
             settled.withdrawn.push(Withdrawn { id, successor });
         }
-        settled
+    }
+
+    /// Lets the deaths of a publication go on with a finding of an earlier run, whose last death this was. `comes_again` where deaths
+    /// of that run may still come again. [`None`] where they are no part of it.
+    pub fn adopt(
+        &mut self,
+        publication: &Publication,
+        former: &Former,
+        (last, comes_again): (EvidenceId, bool),
+    ) -> Option<Settled> {
+        let key = SeriesKey { pattern: publication.pattern, scope: publication.scope };
+        let mut series = self.series.remove(&key)?;
+        let priority = series.priority;
+        let is_hidden = |death: EvidenceId| {
+            let mut counters = self.counters.get(&death).into_iter().flatten();
+            counters.any(|counter| counter.priority > priority)
+        };
+        let is_adopted =
+            series.adopt(former, (last, comes_again), is_hidden, |death| self.is_explained_above(death, priority));
+        self.series.insert(key, series);
+        if !is_adopted {
+            return None;
+        }
+        let mut settled = Settled::default();
+        let mut gone = Vec::new();
+        self.regroup(key, Some(publication.last.clue.evidence), &mut settled.publish, &mut gone);
+        self.withdraw(gone, &mut settled);
+        Some(settled)
+    }
+
+    /// Nothing that earlier runs have counted comes again from now on.
+    pub fn end_late(&mut self) {
+        self.series.retain(|_, series| {
+            series.end_late();
+            true
+        });
+    }
+
+    /// A death that is explained, as it was noted.
+    pub fn noted(&self, death: EvidenceId) -> Option<&Arc<Noted>> {
+        let best = self.best.get(&death)?;
+        self.series.get(&best.series)?.anchor(death).map(|anchor| &anchor.noted)
     }
 
     /// The deaths whose explanation may be another now that this one's is.
@@ -315,9 +373,10 @@ impl Deaths {
         let groups = series.groups(is_hidden, |death| self.is_explained_above(death, priority));
         let before = std::mem::take(&mut series.published);
         for group in groups {
-            let id: Arc<str> = match before.iter().find(|known| known.has_the_name_of(&group)) {
-                Some(known) => Arc::clone(&known.id),
-                None => series.name(key.scope, &group).into(),
+            let id: Arc<str> = match (&group.former, before.iter().find(|known| known.has_the_name_of(&group))) {
+                (Some(former), _) => Arc::clone(&former.id),
+                (None, Some(known)) => Arc::clone(&known.id),
+                (None, None) => series.name(key.scope, &group).into(),
             };
             let members = group.members.iter().map(|death| death.clue.evidence);
             for death in members.chain([group.first, group.last.clue.evidence]) {

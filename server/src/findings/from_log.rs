@@ -41,14 +41,24 @@ pub struct FromLog {
     pub doubts: Doubts,
     /// When it is looked next whether what an earlier run found stands, and until when, nanoseconds since 1970.
     rechecks: Option<(u64, u64)>,
+    /// When the first message of the log was written, nanoseconds since 1970.
+    begins_ns: u64,
     entities_max: usize,
 }
 
 impl FromLog {
     /// Has read nothing yet.
     pub fn new(losses: Arc<ClusterLosses>, entities_max: usize, history_clues: usize) -> Self {
-        let (seen, booted) = (Generations::new(SEEN_MAX), Generations::new(NODES_MAX));
-        Self { losses, seen, entity: None, booted, doubts: Doubts::new(history_clues), rechecks: None, entities_max }
+        Self {
+            losses,
+            seen: Generations::new(SEEN_MAX),
+            entity: None,
+            booted: Generations::new(NODES_MAX),
+            doubts: Doubts::new(history_clues),
+            rechecks: None,
+            begins_ns: 0,
+            entities_max,
+        }
     }
 }
 
@@ -58,7 +68,7 @@ impl Worker {
         match update {
             LogUpdate::Batch(batch, at_ns) => self.take_batch(*batch, at_ns),
             LogUpdate::Facts(batch) => self.take_facts(*batch),
-            LogUpdate::Kept(finding) => self.store.take_in(*finding),
+            LogUpdate::Kept(finding) => self.take_kept(*finding),
             LogUpdate::Rebuild { begins_ns, is_cut } => self.rebuild(begins_ns, is_cut),
             LogUpdate::CaughtUp { confirms } => {
                 // Until the archives have sent again what it lacks, it is a replay.
@@ -93,11 +103,17 @@ impl Worker {
     fn confirm(&mut self) {
         self.store.withdraw_unconfirmed();
         self.withdraw_disproved();
-        self.store.set_replaying(false);
         let log_ns = self.log_ns;
         if let Some(log) = &mut self.log {
             log.rechecks = Some((log_ns + RECHECK_NS, log_ns + RECHECKS_NS));
         }
+        self.end_replay();
+    }
+
+    /// Whether other servers may still send again what happened up to this moment: the log that had it was lost, and they may take
+    /// longer than this one.
+    pub(super) fn comes_again(&self, realtime_ns: u64) -> bool {
+        self.log.as_ref().is_some_and(|log| log.rechecks.is_some() && realtime_ns < log.begins_ns)
     }
 
     /// Withdraws what an earlier run found by evidence that the log has, and this run did not.
@@ -122,12 +138,15 @@ impl Worker {
             if let Some(log) = &mut self.log {
                 log.rechecks = next;
             }
+            if next.is_none() {
+                self.memory.deaths.end_late();
+            }
         }
     }
 
     fn rebuild(&mut self, begins_ns: u64, is_cut: bool) {
         let Some(log) = &mut self.log else { return };
-        log.rechecks = None;
+        (log.rechecks, log.begins_ns) = (None, begins_ns);
         log.losses.clear();
         log.seen = Generations::new(SEEN_MAX);
         log.entity = None;

@@ -18,6 +18,7 @@ mod facts;
 mod field;
 mod finder;
 mod finder_metrics;
+mod formers;
 mod from_log;
 mod growing;
 mod joins;

@@ -61,5 +61,5 @@ pub(super) fn says_less(finding: &Finding, known: &Finding) -> bool {
     goes_on_again
         || finding.ended_ns < known.ended_ns
         || finding.count < known.count
-        || finding.evidence.len() < known.evidence.len()
+        || finding.count == known.count && finding.evidence.len() < known.evidence.len()
 }

@@ -4,6 +4,8 @@
 //! follow from the anchors, whatever the order of their arrival, as far as they are remembered. At most [`ALIKE_MAX`] or
 //! [`COUNTING_MAX`] anchors are kept. Of older ones it is remembered how many there were, and which were the first and the last.
 
+mod older;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -11,14 +13,18 @@ use foldhash::fast::RandomState;
 
 use super::clue_store::Noted;
 use super::deaths::{ALONE, finding_id, is_before};
-use super::moment::Moment;
 use super::pattern::Pattern;
 use crate::correlate::clue::EvidenceId;
+pub use older::Former;
+use older::{Evicted, Late, Span, started};
 
 /// Anchors kept that each stand for one death.
 const ALIKE_MAX: usize = 16;
 /// Anchors kept that each count several deaths.
 const COUNTING_MAX: usize = 16;
+
+/// Groups of deaths kept whose anchors had to make room; of what is older still, the findings stand as they are.
+const SPANS_MAX: usize = 8;
 
 /// A death that a pattern explains, and the deaths that it counts for that; none where it stands for itself.
 pub struct Anchor {
@@ -44,6 +50,8 @@ impl Anchor {
 
 /// Deaths that are one finding.
 pub struct Group {
+    /// The finding of an earlier run that it goes on with.
+    pub former: Option<Former>,
     pub first: EvidenceId,
     pub first_realtime_ns: u64,
     /// The death that the finding describes.
@@ -88,68 +96,6 @@ impl Published {
     }
 }
 
-/// Groups of deaths kept that are older than the anchors; of what is older still, the findings stand as they are.
-const SPANS_MAX: usize = 8;
-
-/// Deaths that follow each other within the window.
-struct Span {
-    first: Arc<Noted>,
-    last: Arc<Noted>,
-    count: u32,
-    /// Those of them that are anchors still.
-    members: Vec<Arc<Noted>>,
-}
-
-impl Span {
-    fn of(death: &Arc<Noted>) -> Self {
-        Self { first: Arc::clone(death), last: Arc::clone(death), count: 1, members: Vec::new() }
-    }
-
-    fn place(&self) -> (u64, EvidenceId) {
-        (self.first.clue.realtime_ns, self.first.clue.evidence)
-    }
-
-    /// Whether two of them are one, by this window.
-    fn touches(&self, other: &Self, window_ns: u64) -> bool {
-        let is_near = |last: &Noted, first: &Noted| {
-            is_before(first, last) || Moment::of(&last.clue).apart(Moment::of(&first.clue)) <= window_ns
-        };
-        is_near(&self.last, &other.first) && is_near(&other.last, &self.first)
-    }
-
-    fn join(&mut self, other: Self) {
-        if is_before(&other.first, &self.first) {
-            self.first = other.first;
-        }
-        if is_before(&self.last, &other.last) {
-            self.last = other.last;
-        }
-        self.count += other.count;
-        self.members.extend(other.members);
-    }
-
-    /// Adds it to spans of which no two touch.
-    fn add_to(mut self, spans: &mut Vec<Self>, window_ns: u64) {
-        while let Some(at) = spans.iter().position(|other| self.touches(other, window_ns)) {
-            let mut other = spans.swap_remove(at);
-            other.join(self);
-            self = other;
-        }
-        spans.push(self);
-    }
-}
-
-/// What is remembered of anchors that count several deaths, and had to make room.
-struct Evicted {
-    first: EvidenceId,
-    first_realtime_ns: u64,
-    last: Arc<Noted>,
-    /// Deaths that no anchor counts any more.
-    count: u32,
-    /// What the last of them counted.
-    tail: Vec<EvidenceId>,
-}
-
 /// The deaths that one pattern explains in one scope.
 pub struct Series {
     pattern_id: String,
@@ -158,7 +104,7 @@ pub struct Series {
     counts_several: bool,
     /// Anchors by time.
     anchors: Vec<Anchor>,
-    evicted: Option<Evicted>,
+    evicted: Vec<Evicted>,
     /// Deaths that had to make room, where each stands for itself.
     spans: Vec<Span>,
     pub published: Vec<Published>,
@@ -173,7 +119,7 @@ impl Series {
             window_ns: pattern.window_ns,
             counts_several: pattern.gathers(),
             anchors: Vec::new(),
-            evicted: None,
+            evicted: Vec::new(),
             spans: Vec::new(),
             published: Vec::new(),
         }
@@ -197,12 +143,15 @@ impl Series {
     /// Takes an anchor in, in the place of an earlier version of it. Returns the deaths that it no longer counts, and those
     /// that it counts now and did not before. `is_known` where it belonged to this series before.
     pub fn put(&mut self, anchor: Anchor, is_known: bool) -> (Vec<EvidenceId>, Vec<EvidenceId>) {
-        let is_counted = match self.counts_several {
-            true => self.evicted.as_ref().is_some_and(|evicted| !is_before(&evicted.last, &anchor.noted)),
-            false => is_known && !self.spans.is_empty() && self.anchor(anchor.evidence()).is_none(),
-        };
-        if is_counted {
+        let is_evicted = is_known && !(self.evicted.is_empty() && self.spans.is_empty());
+        let is_counted = is_evicted
+            || self.evicted.iter().any(|evicted| evicted.has_counted(&anchor.noted))
+            || self.spans.iter().any(|span| span.has_counted(&anchor.noted));
+        if is_counted && self.anchor(anchor.evidence()).is_none() {
             return (Vec::new(), Vec::new());
+        }
+        for (count, late) in self.late() {
+            *count = count.saturating_sub(late.as_mut().map_or(0, |late| late.take(&anchor)));
         }
         let new: Vec<EvidenceId> = anchor.others().collect();
         let known = self.anchors.iter().position(|known| known.evidence() == anchor.evidence());
@@ -215,6 +164,17 @@ impl Series {
         let dropped = old.iter().filter(|death| !new.contains(death)).copied().collect();
         let added = new.iter().filter(|death| !old.contains(death)).copied().collect();
         (dropped, added)
+    }
+
+    /// What of earlier runs' findings may come again, each with the number of deaths that counts it.
+    fn late(&mut self) -> impl Iterator<Item = (&mut u32, &mut Option<Late>)> {
+        let spans = self.spans.iter_mut().map(|span| (&mut span.count, &mut span.late));
+        spans.chain(self.evicted.iter_mut().map(|evicted| (&mut evicted.count, &mut evicted.late)))
+    }
+
+    /// Nothing that earlier runs have counted comes again from now on.
+    pub fn end_late(&mut self) {
+        self.late().for_each(|(_, late)| *late = None);
     }
 
     /// Takes an anchor out. Returns the deaths that it counted.
@@ -238,27 +198,35 @@ impl Series {
         let old = self.anchors.remove(0);
         let own = [Arc::clone(&old.noted)];
         let deaths = if old.deaths.is_empty() { &own[..] } else { &old.deaths[..] };
-        let is_kept = |death: &&Arc<Noted>| {
-            let evidence = death.clue.evidence;
-            self.anchors.iter().any(|anchor| anchor.evidence() == evidence || anchor.counts(evidence))
-        };
-        let count = deaths.iter().filter(|death| !is_kept(death)).count() as u32;
+        let is_kept =
+            |death: EvidenceId| self.anchors.iter().any(|anchor| anchor.evidence() == death || anchor.counts(death));
         let tail: Vec<EvidenceId> = deaths.iter().map(|death| death.clue.evidence).collect();
         let first = deaths.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b))).unwrap_or(&old.noted);
         let last = Arc::clone(&old.noted);
         let (first, first_realtime_ns) = (first.clue.evidence, first.clue.realtime_ns);
-        let new = Evicted { first, first_realtime_ns, last: Arc::clone(&last), count, tail };
-        self.evicted = Some(match self.evicted.take() {
-            None => new,
-            Some(known) if known.tail.iter().any(|death| new.tail.contains(death)) => {
-                Evicted { last, count: known.count + count, tail: new.tail, ..known }
+        match self.evicted.iter_mut().find(|known| known.tail.iter().any(|death| tail.contains(death))) {
+            Some(known) if !is_before(&last, &known.last) => {
+                let is_left = |death: &&EvidenceId| !tail.contains(death) && !is_kept(**death);
+                let left = known.tail.iter().filter(is_left).count() as u32;
+                known.count = known.count.saturating_add(left);
+                (known.last, known.tail) = (last, tail);
             }
-            Some(known) => {
-                // Nothing is known of it any more that could change it.
-                self.published.retain(|published| published.first != known.first);
-                new
+            Some(_) => {}
+            None => {
+                let (count, former, late) = (0, None, None);
+                self.push_evicted(Evicted { first, first_realtime_ns, last, count, tail, former, late });
             }
-        });
+        }
+    }
+
+    fn push_evicted(&mut self, new: Evicted) {
+        self.evicted.push(new);
+        if self.evicted.len() > SPANS_MAX {
+            self.evicted.sort_by_key(|evicted| (evicted.last.clue.realtime_ns, evicted.last.clue.evidence));
+            let oldest = self.evicted.remove(0).first;
+            // Nothing is known of it any more that could change it.
+            self.published.retain(|published| published.first != oldest);
+        }
     }
 
     /// Makes room where each death stands for itself: of the oldest anchors only their time is kept. What another series shows is
@@ -295,6 +263,8 @@ impl Series {
             last: Arc::clone(&span.last),
             count: span.count,
             members: Vec::new(),
+            former: span.former.clone(),
+            late: None,
         });
         let mut spans: Vec<Span> = older.collect();
         for anchor in anchors {
@@ -304,13 +274,15 @@ impl Series {
         spans.sort_by_key(Span::place);
         let group = |span: Span| Group {
             first: span.first.clue.evidence,
-            first_realtime_ns: span.first.clue.realtime_ns,
+            first_realtime_ns: started(span.former.as_ref(), span.first.clue.realtime_ns),
             is_several: span.count > 1,
             last: span.last,
             count: span.count,
             members: span.members,
+            former: span.former,
         };
-        spans.into_iter().map(group).collect()
+        // Where all deaths of an earlier run's finding are explained otherwise by now, nothing is left.
+        spans.into_iter().filter(|span| span.count > 0).map(group).collect()
     }
 
     /// Anchors that count one death in common are one group.
@@ -345,34 +317,117 @@ impl Series {
             counted.dedup_by_key(|death| death.clue.evidence);
             found.push(Counted { all: together, counted, last: anchor });
         }
-        // The last that had to make room, where no anchor goes on with them.
+        // What had to make room, where no anchor goes on with it.
+        let goes_on = |evicted: &Evicted, of: &Counted<'a>| evicted.tail.iter().any(|death| of.all.contains(death));
         let is_over = |evicted: &&Evicted| {
-            let goes_on = |of: &Counted<'a>| evicted.tail.iter().any(|death| of.all.contains(death));
-            evicted.count > 0 && !is_left_out(evicted.last.clue.evidence) && !found.iter().any(goes_on)
+            evicted.deaths(&is_left_out) > 0
+                && !is_left_out(evicted.last.clue.evidence)
+                && !found.iter().any(|of| goes_on(evicted, of))
         };
-        let over = self.evicted.as_ref().filter(is_over).map(|evicted| Group {
+        let over = self.evicted.iter().filter(is_over).map(|evicted| Group {
             first: evicted.first,
-            first_realtime_ns: evicted.first_realtime_ns,
+            first_realtime_ns: started(evicted.former.as_ref(), evicted.first_realtime_ns),
             last: Arc::clone(&evicted.last),
-            count: evicted.count,
+            count: evicted.deaths(&is_left_out),
             is_several: true,
             members: Vec::new(),
+            former: evicted.former.clone(),
         });
-        let group = |of: Counted<'a>| {
+        let group = |of: &Counted<'a>| {
             let first = of.counted.iter().min_by(|a, b| is_before(b, a).cmp(&is_before(a, b)));
             let first = first.map_or(&of.last.noted, |first| *first);
-            let evicted =
-                self.evicted.as_ref().filter(|evicted| evicted.tail.iter().any(|death| of.all.contains(death)));
+            let before: Vec<&Evicted> = self.evicted.iter().filter(|evicted| goes_on(evicted, of)).collect();
+            let former = before.iter().find_map(|evicted| evicted.former.as_ref());
+            let own = (first.clue.realtime_ns, first.clue.evidence);
+            let (first_realtime_ns, first) =
+                before.iter().map(|evicted| (evicted.first_realtime_ns, evicted.first)).min().unwrap_or(own);
             Group {
-                first: evicted.map_or(first.clue.evidence, |evicted| evicted.first),
-                first_realtime_ns: evicted.map_or(first.clue.realtime_ns, |evicted| evicted.first_realtime_ns),
+                first,
+                first_realtime_ns: started(former, first_realtime_ns),
+                former: former.cloned(),
                 last: Arc::clone(&of.last.noted),
-                count: of.counted.len() as u32 + evicted.map_or(0, |evicted| evicted.count),
+                count: before.iter().fold(of.counted.len() as u32, |sum, evicted| {
+                    let is_counted =
+                        |death| is_left_out(death) || of.counted.iter().any(|of| of.clue.evidence == death);
+                    sum.saturating_add(evicted.deaths(is_counted))
+                }),
                 is_several: true,
-                members: of.counted.into_iter().cloned().collect(),
+                members: of.counted.iter().copied().cloned().collect(),
             }
         };
-        over.into_iter().chain(found.into_iter().map(group)).collect()
+        over.chain(found.iter().map(group)).collect()
+    }
+
+    /// Lets the group of a death go on with a finding of an earlier run, whose last death that was. `comes_again` where deaths of
+    /// that run may still come again. Returns false where the group is no part of it.
+    pub fn adopt(
+        &mut self,
+        former: &Former,
+        (last, comes_again): (EvidenceId, bool),
+        is_hidden: impl Fn(EvidenceId) -> bool,
+        is_better: impl Fn(EvidenceId) -> bool,
+    ) -> bool {
+        let groups = self.groups(is_hidden, is_better);
+        let is_last = |death: &&Arc<Noted>| death.clue.evidence == last;
+        let has_it = |group: &Group| group.members.iter().find(is_last).cloned();
+        let Some((group, last)) = groups.into_iter().find_map(|group| has_it(&group).map(|last| (group, last))) else {
+            return false;
+        };
+        let (after, known): (Vec<_>, Vec<_>) = group.members.iter().partition(|death| is_before(&last, death));
+        let known_count = group.count - after.len() as u32;
+        let Some(earliest) = group.members.iter().reduce(|a, b| if is_before(b, a) { b } else { a }) else {
+            return false;
+        };
+        let is_all_known = former.started_ns == group.first_realtime_ns && former.count <= known_count;
+        if group.former.is_some() || is_all_known || former.started_ns > group.first_realtime_ns {
+            return false;
+        }
+        self.forget_parts(former.started_ns, &group, &last);
+        let evicted = self.evicted.iter().find(|evicted| evicted.first == group.first).map(|evicted| &evicted.last);
+        let span = self.spans.iter().find(|span| span.first.clue.evidence == group.first).map(|span| &span.first);
+        let from = evicted.or(span).unwrap_or(earliest);
+        let counted = self.evicted.iter().flat_map(|evicted| &evicted.tail).copied();
+        // What the earlier run knew besides.
+        let count = former.count.saturating_sub(known_count);
+        let late = comes_again.then(|| Late {
+            started_ns: former.started_ns,
+            from: Arc::clone(from),
+            last: Arc::clone(&last),
+            known: known.iter().map(|death| death.clue.evidence).chain(counted).collect(),
+            unknown: count,
+        });
+        let (former, earliest) = (Some(former.clone()), Arc::clone(earliest));
+        if !self.counts_several {
+            match self.spans.iter_mut().find(|span| span.first.clue.evidence == group.first) {
+                Some(span) => {
+                    (span.count, span.former, span.late) = (span.count.saturating_add(count), former, late);
+                }
+                None => self.spans.push(Span { count, former, late, ..Span::of(&earliest) }),
+            }
+            return true;
+        }
+        let Group { first, first_realtime_ns, .. } = group;
+        match self.evicted.iter_mut().find(|evicted| evicted.first == first) {
+            Some(evicted) => {
+                (evicted.count, evicted.former, evicted.late) = (evicted.count.saturating_add(count), former, late);
+            }
+            None => {
+                let tail = vec![earliest.clue.evidence];
+                self.push_evicted(Evicted { first, first_realtime_ns, last: earliest, count, tail, former, late });
+            }
+        }
+        true
+    }
+
+    /// Forgets deaths of the time of an earlier run's finding that are no group with its last death yet. That one has counted them.
+    fn forget_parts(&mut self, started_ns: u64, group: &Group, last: &Noted) {
+        let is_in_time = |death: &Noted| death.clue.realtime_ns >= started_ns && !is_before(last, death);
+        let is_member = |death: &Noted| group.members.iter().any(|of| of.clue.evidence == death.clue.evidence);
+        // Two containers of a pod may crash at the same time.
+        let is_other = |death: &Noted| self.counts_several && death.clue.entity.name != last.clue.entity.name;
+        let is_part = |death: &Noted| is_in_time(death) && !is_member(death) && !is_other(death);
+        self.anchors.retain(|anchor| !is_part(&anchor.noted));
+        self.spans.retain(|span| span.first.clue.evidence == group.first || !is_part(&span.first));
     }
 
     /// The id of a group's finding.

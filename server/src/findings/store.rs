@@ -5,6 +5,7 @@
 //! last. A finding that was taken over by another is still found by its old id, and watchers are notified. `published_ns` rises
 //! with every publication, so a watcher knows what it has missed.
 
+mod formers;
 mod states;
 mod table;
 
@@ -130,7 +131,8 @@ impl FindingStore {
     }
 
     /// Takes in the last word of other servers on what was found before the log begins. What this run has found itself stands.
-    pub fn take_in(&self, finding: Finding) {
+    /// Returns true if the finding is new, or says something new.
+    pub fn take_in(&self, finding: Finding) -> bool {
         let mut inner = self.write();
         let is_later = match inner.findings.get(&finding.id) {
             Some(known) => inner.restored.contains(&finding.id) && known.published_ns < finding.published_ns,
@@ -143,23 +145,24 @@ impl FindingStore {
         if finding.withdrawn && !finding.superseded_by.is_empty() && !inner.findings.contains_key(&finding.id) {
             // Whoever was given it is to hear of its successor.
             inner.alias(finding.id, finding.superseded_by, self.findings_max);
-            return;
+            return false;
         }
         if !is_later {
-            return;
+            return false;
         }
         inner.published_ns = inner.published_ns.max(finding.published_ns);
         if finding.withdrawn {
             drop(inner);
             let successor = Some(finding.superseded_by.as_str()).filter(|id| !id.is_empty());
             self.withdraw(&finding.id, successor);
-            return;
+            return false;
         }
         inner.restored(&finding);
         let finding = Arc::new(finding);
         inner.insert(Arc::clone(&finding));
         inner.make_room(self.findings_max);
         self.send_to_journal(|| Change::Published(finding));
+        true
     }
 
     /// What the log says the time is, nanoseconds since 1970: findings are published at it.
@@ -273,12 +276,17 @@ impl FindingStore {
                 return None;
             }
             finding.revision += 1;
-        } else if self.is_replaying.load(Ordering::Acquire)
-            && !inner.is_replayed(&finding)
-            && death_key(&finding).is_some_and(|death| inner.restored_deaths.contains_key(&death))
-        {
-            inner.hold_back(finding, self.findings_max);
-            return None;
+        } else if self.is_replaying.load(Ordering::Acquire) && !inner.is_replayed(&finding) {
+            let is_known = |death| inner.restored_deaths.contains_key(&death);
+            if death_key(&finding).is_some_and(is_known) || inner.is_named_by_former(&finding) {
+                inner.formers.parts.remove(&finding.id);
+                inner.hold_back(finding, self.findings_max);
+                return None;
+            }
+            if inner.is_within_former(&finding) && inner.formers.parts.len() < self.findings_max {
+                inner.formers.parts.insert(finding.id.clone(), finding);
+                return None;
+            }
         }
         Some(self.put(&mut inner, finding))
     }
@@ -288,6 +296,7 @@ impl FindingStore {
             inner.not_restored(&known);
         }
         inner.held_back.remove(&finding.id);
+        inner.formers.parts.remove(&finding.id);
         finding.published_ns = inner.next_published_ns();
         let finding = Arc::new(finding);
         inner.aliases.remove(&finding.id);
@@ -302,7 +311,7 @@ impl FindingStore {
     /// Takes a finding back; `successor` is what explains it better.
     pub fn withdraw(&self, id: &str, successor: Option<&str>) -> Option<Arc<Finding>> {
         let mut inner = self.write();
-        inner.held_back.remove(id);
+        let was_held = inner.held_back.remove(id).is_some() | inner.formers.parts.remove(id).is_some();
         if inner.restored.contains(id) {
             // A replay may group deaths otherwise than they were: what takes over was held back, since they are explained already.
             if let Some(held) = successor.and_then(|successor| inner.held_back.remove(successor)) {
@@ -314,7 +323,14 @@ impl FindingStore {
                 return None;
             }
         }
-        let finding = inner.remove(id)?;
+        let Some(finding) = inner.remove(id) else {
+            // Others may have been taken over by it.
+            if let Some(successor) = successor.filter(|_| was_held) {
+                inner.alias(id.to_owned(), successor.to_owned(), self.findings_max);
+                self.send_to_journal(|| Change::Withdrawn { id: id.to_owned(), successor: Some(successor.to_owned()) });
+            }
+            return None;
+        };
         inner.not_restored(&finding);
         match inner.unconfirmed.get(id) {
             // The log knew it before: found again while alone, it is not new.

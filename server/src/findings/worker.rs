@@ -53,7 +53,7 @@ pub(super) struct Memory {
     pub topology: Arc<Topology>,
     pub clues: ClueStore,
     pub joins: Joins,
-    deaths: Deaths,
+    pub deaths: Deaths,
     pub endings: Endings,
     absorber: Absorber,
     pub growing: Growing,
@@ -134,6 +134,7 @@ impl Worker {
                 }
                 Message::Clock(clock) => self.end_quiet(&clock),
                 Message::Renamed => {}
+                Message::Replayed => self.end_replay(),
                 Message::FromLog(update) => {
                     let began = Instant::now();
                     self.take_from_log(update);
@@ -314,6 +315,7 @@ impl Worker {
             None => (None, None),
         };
         let settled = self.memory.deaths.settle(anchor, best);
+        let settled = self.go_on_with_formers(patterns, settled);
         for publication in settled.publish {
             let pattern = &patterns.patterns()[publication.pattern];
             let is_of_anchor = publication.last.clue.evidence == anchor.clue.evidence;

@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tapio_wire::event::Role;
 
-use super::{Deaths, Explanation, finding_id};
+use super::{Deaths, Explanation, Former, finding_id};
 use crate::correlate::clue::{Clue, ClueDetail, EvidenceId, Exec, NsPid};
 use crate::correlate::{EntityInfo, NodeRef};
 use crate::findings::PatternSet;
@@ -56,11 +56,23 @@ struct Watched {
     patterns: PatternSet,
     deaths: Deaths,
     standing: Standing,
+    /// What an earlier run found, each with its last death.
+    formers: Vec<(Former, EvidenceId)>,
+    has_restarted: bool,
+    /// What that run counted may come again.
+    comes_again: bool,
 }
 
 impl Watched {
     fn new() -> Self {
-        Self { patterns: patterns(), deaths: Deaths::default(), standing: Standing::new() }
+        Self {
+            patterns: patterns(),
+            deaths: Deaths::default(),
+            standing: Standing::new(),
+            formers: Vec::new(),
+            has_restarted: false,
+            comes_again: false,
+        }
     }
 
     /// `kind`: nothing, alone, alike, or counted with the deaths of the ten minutes before.
@@ -84,11 +96,30 @@ impl Watched {
                 self.deaths.settle(death, Some((place, pattern, explanation)))
             }
         };
+        let mut settled = settled;
+        for of in std::mem::take(&mut settled.publish) {
+            let is_its = |(former, last): &&(Former, EvidenceId)| {
+                (*former.id != *of.id || former.count > of.count)
+                    && of.members.iter().any(|death| death.clue.evidence == *last)
+            };
+            let former = self.formers.iter().find(is_its);
+            let comes_again = self.comes_again;
+            let adopted =
+                former.and_then(|(former, last)| Some((former, self.deaths.adopt(&of, former, (*last, comes_again))?)));
+            match adopted {
+                Some((former, adopted)) => settled.replace(&of, former, adopted),
+                None => settled.publish.push(of),
+            }
+        }
         for of in settled.publish {
-            self.standing.insert(of.id, (of.count, of.last.clue.evidence.seq, of.started_realtime_ns));
+            let known = self.standing.get(&of.id).filter(|known| known.0 > of.count && self.has_restarted);
+            let new = (of.count, of.last.clue.evidence.seq, of.started_realtime_ns);
+            let new = known.copied().unwrap_or(new);
+            self.standing.insert(of.id, new);
         }
         for withdrawn in settled.withdrawn {
-            self.standing.remove(&withdrawn.id).expect("only what stands is withdrawn");
+            let gone = self.standing.remove(&withdrawn.id);
+            assert!(gone.is_some() || self.has_restarted, "only what stands is withdrawn");
             let successor = withdrawn.successor.as_ref();
             assert!(successor.is_none_or(|successor| self.standing.contains_key(successor)), "{withdrawn:?}");
         }
@@ -203,4 +234,118 @@ fn a_long_count_of_deaths_goes_on_with_its_first() {
     }
     let expected = finding_id("counted", 5, all[0].clue.evidence);
     assert_eq!(watched.standing, [(expected, (100, 99, Some(0)))].into_iter().collect());
+}
+
+#[test]
+fn a_restart_changes_no_finding_of_several_deaths() {
+    for seed in 0..300 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let kind = if seed % 2 == 0 { 2 } else { 3 };
+        let mut times: Vec<u64> = (0..80).map(|_| random.u64(0..400) * MINUTE).collect();
+        times.sort_unstable();
+        let all: Vec<_> = times.into_iter().zip(1..).map(|(at, seq)| death(seq, at)).collect();
+        let run = |watched: &mut Watched, places: std::ops::Range<usize>, known_from: usize| {
+            for place in places {
+                watched.settle(&all[place], kind, &all[known_from..=place]);
+            }
+        };
+        let stopped = random.usize(1..all.len());
+        let mut first = Watched::new();
+        run(&mut first, 0..stopped, 0);
+        let replayed_ns = all[stopped - 1].clue.realtime_ns.saturating_sub(30 * MINUTE);
+        let from = all.iter().position(|death| death.clue.realtime_ns >= replayed_ns).expect("one");
+
+        let mut again = Watched::new();
+        (again.standing, again.has_restarted) = (first.standing.clone(), true);
+        // What is replayed of several nodes comes in any order.
+        let mut replayed: Vec<usize> = (from..stopped).collect();
+        if seed % 3 > 0 {
+            random.shuffle(&mut replayed);
+        }
+        for place in replayed {
+            again.settle(&all[place], kind, &all[from..=place]);
+        }
+        for (id, &(count, last, started)) in first.standing.iter().filter(|(_, of)| of.0 > 1) {
+            let place = last as usize - 1;
+            let started_ns = started.expect("a group has a beginning");
+            let former = Former { id: id.as_str().into(), count, started_ns };
+            again.formers = vec![(former, all[place].clue.evidence)];
+            if place >= from {
+                again.settle(&all[place], kind, &all[from..=place]);
+            }
+        }
+        run(&mut again, stopped..all.len(), from);
+        run(&mut first, stopped..all.len(), 0);
+        assert_eq!(again.standing, first.standing, "seed {seed}, stopped at {stopped}, replayed from {from}");
+    }
+}
+
+/// NATS has lost everything: this server knows some of the deaths at once, and others send the rest again later.
+#[test]
+fn what_comes_again_after_a_lost_log_counts_once() {
+    for seed in 0..300 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let kind = if seed % 2 == 0 { 2 } else { 3 };
+        let mut at = 0;
+        let times = (0..60).map(|_| {
+            at += random.u64(1..3) * MINUTE;
+            at
+        });
+        let all: Vec<_> = times.zip(1..).map(|(at, seq)| death(seq, at)).collect();
+        let stopped = random.usize(2..all.len());
+        let known = |places: &BTreeSet<usize>, to: usize| -> Vec<Arc<Noted>> {
+            places.range(..=to).map(|place| Arc::clone(&all[*place])).collect()
+        };
+        let mut first = Watched::new();
+        (0..stopped).for_each(|place| first.settle(&all[place], kind, &all[..=place]));
+
+        let mut again = Watched::new();
+        (again.standing, again.has_restarted, again.comes_again) = (first.standing.clone(), true, true);
+        // The archive of this one has the last death, and what is sent again may be older than what it replays.
+        let from = random.usize(0..stopped);
+        let (mut own, mut late): (Vec<usize>, Vec<usize>) =
+            (from..stopped).partition(|place| *place == stopped - 1 || random.bool());
+        random.shuffle(&mut own);
+        random.shuffle(&mut late);
+        let mut places = BTreeSet::new();
+        let take = |again: &mut Watched, places: &mut BTreeSet<usize>, new: usize| {
+            places.insert(new);
+            // It is looked again at what counts it.
+            for place in places.range(new..).copied().collect::<Vec<_>>() {
+                again.settle(&all[place], kind, &known(places, place));
+            }
+        };
+        own.into_iter().for_each(|place| take(&mut again, &mut places, place));
+        for (id, &(count, last, started)) in first.standing.iter().filter(|(_, of)| of.0 > 1) {
+            let started_ns = started.expect("a group has a beginning");
+            let last = all[last as usize - 1].clue.evidence;
+            again.formers.push((Former { id: id.as_str().into(), count, started_ns }, last));
+        }
+        again.settle(&all[stopped - 1], kind, &known(&places, stopped - 1));
+        late.into_iter().for_each(|place| take(&mut again, &mut places, place));
+        for place in stopped..all.len() {
+            take(&mut again, &mut places, place);
+            first.settle(&all[place], kind, &all[..=place]);
+        }
+        // The store holds back what is a part of an earlier run's finding.
+        again.standing.retain(|id, of| of.1 > stopped as u64 || first.standing.contains_key(id));
+        assert_eq!(again.standing, first.standing, "seed {seed}, stopped at {stopped}, sent again from {from}");
+    }
+}
+
+#[test]
+fn groups_of_one_series_keep_each_their_count() {
+    let mut watched = Watched::new();
+    let second = MINUTE / 60;
+    let slow: Vec<_> = (1..=4).map(|seq| death(seq, if seq < 4 { seq * 30 * second } else { 6 * MINUTE })).collect();
+    let fast: Vec<_> = (0..20).map(|place| death(10 + place, (130 + 10 * place) * second)).collect();
+    for place in 0..3 {
+        watched.settle(&slow[place], 3, &slow[..=place]);
+    }
+    for place in 0..fast.len() {
+        watched.settle(&fast[place], 3, &fast[..=place]);
+    }
+    watched.settle(&slow[3], 3, &slow);
+    let counts: Vec<u32> = watched.standing.values().map(|of| of.0).collect();
+    assert_eq!((counts.len(), counts.iter().min(), counts.iter().max()), (2, Some(&4), Some(&20)), "{counts:?}");
 }

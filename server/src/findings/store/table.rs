@@ -12,6 +12,7 @@ use tapio_wire::program::clock;
 use tapio_wire::service::{Evidence, Finding};
 
 use super::Position;
+use super::formers::Formers;
 use crate::correlate::Generations;
 use crate::correlate::clue::EvidenceId;
 use crate::findings::restored::{DeathKey, death_key, entity_of, node_of, subjects};
@@ -24,6 +25,8 @@ pub(super) struct Table {
     pub restored_deaths: HashMap<DeathKey, usize>,
     /// How many of these findings are about which entity.
     pub restored_about: HashMap<u64, usize>,
+    /// Those of several deaths.
+    pub formers: Formers,
     /// What the replay found of such deaths under other ids, by id: it comes when what is restored goes for it.
     pub held_back: HashMap<String, Finding>,
     /// What is replayed has everything from this time on, nanoseconds since 1970: what it does not find again does not stand.
@@ -60,6 +63,7 @@ impl Table {
             restored: HashSet::new(),
             restored_deaths: HashMap::new(),
             restored_about: HashMap::new(),
+            formers: Formers::default(),
             held_back: HashMap::new(),
             replayed_from_ns: None,
             whole_from_ns: 0,
@@ -106,6 +110,7 @@ impl Table {
         self.restored.clear();
         self.restored_deaths.clear();
         self.restored_about.clear();
+        self.formers.clear();
         self.restored_states.clear();
         self.held_back.clear();
     }
@@ -180,6 +185,7 @@ impl Table {
         }
         self.restored.insert(finding.id.clone());
         *self.restored_about.entry(entity_of(finding)).or_default() += 1;
+        self.formers.add(finding);
         if let Some(death) = death_key(finding) {
             *self.restored_deaths.entry(death).or_default() += 1;
         }
@@ -199,6 +205,7 @@ impl Table {
             return;
         }
         self.found_less.remove(&finding.id);
+        self.formers.remove(finding);
         count_down(&mut self.restored_about, &entity_of(finding));
         if let Some(death) = death_key(finding) {
             count_down(&mut self.restored_deaths, &death);

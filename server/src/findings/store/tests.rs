@@ -104,7 +104,8 @@ fn what_a_whole_replay_does_not_find_again_is_withdrawn() {
 
 fn of_death(id: &str, pid: u32, count: u32) -> Finding {
     let death = Some(Death { pid, ..Death::default() });
-    Finding { death, count, title: format!("{id} {count}"), ..finding(id, "n", 7, false) }
+    let pattern = format!("of {pid}");
+    Finding { death, count, pattern, title: format!("{id} {count}"), ..finding(id, "n", 7, false) }
 }
 
 /// The group that a death belongs to gets another id in a replay than it had.
@@ -192,4 +193,25 @@ fn an_earlier_finding_by_evidence_that_says_otherwise_is_withdrawn() {
     // Another server sends the rest.
     store.withdraw_disproved(&|_| true);
     assert_eq!(left(), ["certain", "group", "is", "less"]);
+}
+
+#[test]
+fn what_a_part_took_over_is_found_by_its_whole() {
+    let store = FindingStore::new(20);
+    let crashes = |id: &str, started_ns: u64, ended_ns: u64| Finding {
+        pattern: "crash-loop".into(),
+        count: 5,
+        started_ns,
+        ..finding(id, "n", ended_ns, false)
+    };
+    store.restore(crashes("whole", 1, 100));
+    store.set_replaying(true);
+    assert!(store.publish(finding("consequence", "n", 40, false)).is_some());
+    assert!(store.publish(crashes("part", 10, 50)).is_none(), "the replay comes to the last of them");
+    store.withdraw("consequence", Some("part"));
+    store.withdraw("part", Some("whole"));
+    assert_eq!(store.get("consequence").map(|found| found.id.clone()).as_deref(), Ok("whole"));
+    store.set_replaying(false);
+    store.publish_parts();
+    assert_eq!(store.len(), 1);
 }
