@@ -296,13 +296,12 @@ async fn recover(
     vitals: &Vitals,
 ) -> Result<(Arc<Archive>, Uploads), PipelineError> {
     // What is in the log already is not published again.
-    let is_in_log = match &core.cluster {
-        Some(cluster) => cluster.settle().await,
-        None => false,
-    };
-    // With a log, what is found again is found by reading it.
+    if let Some(cluster) = &core.cluster {
+        cluster.settle().await;
+    }
+    // With a log, what is found again is found by reading it, which is a replay of its own.
     let is_fed = core.cluster.as_ref().is_none_or(|cluster| cluster.link().is_alone());
-    if is_fed || !is_in_log {
+    if is_fed {
         core.store.set_replaying(true);
     }
     core.losses.set_replaying(true);
@@ -319,10 +318,8 @@ async fn recover(
         vitals.watch("parquet", writer.sign());
     }
     core.losses.set_replaying(false);
-    if is_fed {
-        // It can only fail when the finder has stopped.
-        let _ = core.finder.bus().end_replay();
-    }
+    // It can only fail when the finder has stopped.
+    let _ = core.finder.bus().end_replay();
     vitals.watch("archive", archive.sign());
     Ok((archive, (uploader, table_writer)))
 }

@@ -8,6 +8,7 @@ use tapio_wire::service::Finding;
 
 use crate::cluster_faults::{by_id, deaths, until_as};
 use crate::cluster_support::*;
+use crate::cluster_whole::limit_kill;
 use crate::correlate_node::{Node, Process, SECOND};
 
 /// The streams of a cluster, asked on a connection of its own.
@@ -142,4 +143,41 @@ fn a_long_crash_loop_is_the_same_on_a_joiner() {
     let of_a = by_id(&a.findings());
     assert_eq!(of_a.iter().map(|finding| finding.count).collect::<Vec<_>>(), [40], "{of_a:#?}");
     until_as(&b, &of_a);
+}
+
+/// What each counted alone, of a series that is longer than the log, is counted together afterwards.
+#[test]
+fn what_each_counted_alone_counts_on_both() {
+    let Some(mut nats) = Nats::start() else { return };
+    let (mut first, mut second) = (Node::new("n1"), Node::new("n2"));
+    for round in 0..33_u32 {
+        limit_kill(&mut first, 100 + round, (100 + u64::from(round)) * SECOND);
+    }
+    let entity = second.kube_container("Deployment/web", "shop/web-1", "c1");
+    let before = second.frames.len();
+    for round in 0..2_u32 {
+        // Between those of the first, and after the last of them.
+        second.limit_kill(entity, 300 + round, (131 + 10 * u64::from(round)) * SECOND);
+    }
+    let known = first.frames.len() - 3;
+    let a = Member::begin_with(section(&nats, "a"), timing());
+    let b = Member::begin_with(section(&nats, "b"), timing());
+    let counts = |member: &Member| member.findings().iter().map(|finding| finding.count).collect::<Vec<_>>();
+    a.deliver_part(&first, 0..known - 20);
+    b.deliver_part(&second, 0..before);
+    settle(&[&a, &b]);
+    with_stream(&nats, "TAPIO_default_LOG", async |stream: Stream| stream.purge().await.expect("purged"));
+    a.deliver_part(&first, known - 20..known);
+    settle(&[&a, &b]);
+    until("both count the same", || (counts(&a) == [30] && counts(&b) == [30]).then_some(()));
+    nats.kill();
+    until("alone", || (a.cluster.link().is_alone() && b.cluster.link().is_alone()).then_some(()));
+    a.deliver_part(&first, known..first.frames.len());
+    b.deliver_part(&second, before..second.frames.len());
+    until("each counts its own", || (counts(&a) == [33] && counts(&b) == [32]).then_some(()));
+    nats.restart();
+    until("both count all", || (counts(&a) == [35] && counts(&b) == [35]).then_some(()));
+    settle(&[&a, &b]);
+    assert_eq!(by_id(&a.findings()), by_id(&b.findings()));
+    assert_eq!(counts(&a), [35]);
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::header::NATS_MESSAGE_ID;
+use async_nats::jetstream::consumer::pull::Ordered;
 use async_nats::jetstream::stream::{Info, Stream};
 use futures::StreamExt;
 use tokio::sync::watch;
@@ -48,6 +49,10 @@ impl From<BusClosed> for End {
     fn from(_: BusClosed) -> Self {
         Self::Ended
     }
+}
+
+fn from_seq(position: Option<Position>) -> u64 {
+    position.map_or(0, |at| at.seq + 1)
 }
 
 /// Where reading begins, and up to which message the log was written by then.
@@ -170,7 +175,6 @@ impl Reader {
             },
             None => self.begin_anew(log, stream, &info, is_lost).await?,
         };
-        let from_seq = |position: Option<Position>| position.map_or(0, |at| at.seq + 1);
         let mut messages = log::read_from(stream, from_seq(position)).await.map_err(|error| broken(&error))?;
         self.link.is_reading.store(true, Ordering::Release);
         self.link.set_read_trouble(None);
@@ -198,8 +202,8 @@ impl Reader {
                     if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < read_seq {
                         return Err(broken(&"it is another log"));
                     }
-                    if self.is_reconnected(log, stream, &mut connects).await? {
-                        messages = log::read_from(stream, from_seq(position)).await.map_err(|error| broken(&error))?;
+                    if let Some(anew) = self.read_anew(log, stream, &mut connects).await? {
+                        messages = anew;
                     }
                     if self.lacks_more(&info) {
                         return Ok(());
@@ -209,8 +213,8 @@ impl Reader {
                 }
             };
             let message = message.ok_or_else(|| broken(&"the consumer ended"))?.map_err(|error| broken(&error))?;
-            if self.is_reconnected(log, stream, &mut connects).await? {
-                messages = log::read_from(stream, from_seq(position)).await.map_err(|error| broken(&error))?;
+            if let Some(anew) = self.read_anew(log, stream, &mut connects).await? {
+                messages = anew;
                 continue;
             }
             let info = message.info().map_err(|error| broken(&error))?;
@@ -230,24 +234,24 @@ impl Reader {
             self.pass_on(&message, created_ns, seq, at_ns)?;
             position = Some(Position { created_ns, seq, written_ns: Some(at_ns) });
             has_moved = true;
-            self.position = position;
-            self.was = position;
+            (self.position, self.was) = (position, position);
             self.link.messages_read.fetch_add(1, Ordering::Relaxed);
             self.reached(seq, target, generation)?;
         }
     }
 
-    /// Whether the connection was made anew since it was looked last. NATS may have forgotten then that this server reads: the client
-    /// would find out after several heartbeats only. An error says that the log lacks what was read last.
-    async fn is_reconnected(&self, log: &Log, stream: &Stream, connects: &mut u64) -> Result<bool, End> {
+    /// What comes next, where the connection was made anew since it was looked last. NATS may have forgotten then that this server
+    /// reads: the client would find out after several heartbeats only. An error says that the log lacks what was read last.
+    async fn read_anew(&self, log: &Log, stream: &Stream, connects: &mut u64) -> Result<Option<Ordered>, End> {
         if std::mem::replace(connects, log.connects()) == *connects {
-            return Ok(false);
+            return Ok(None);
         }
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
-        match self.is_lost(stream, &info).await.map_err(|error| broken(&error))? {
-            true => Err(broken(&"it has lost its end")),
-            false => Ok(true),
+        if self.is_lost(stream, &info).await.map_err(|error| broken(&error))? {
+            return Err(broken(&"it has lost its end"));
         }
+        let next = log::read_from(stream, from_seq(self.position)).await;
+        Ok(Some(next.map_err(|error| broken(&error))?))
     }
 
     /// Whether it is another log than the one that was read, or has lost what was read last. NATS may have lost the end of what it

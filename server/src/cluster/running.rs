@@ -167,12 +167,11 @@ impl Cluster {
         }
     }
 
-    /// Waits until the log was read to its end, or cannot be had. True when it was read.
-    pub async fn settle(&self) -> bool {
+    /// Waits until the log was read to its end, or cannot be had.
+    pub async fn settle(&self) {
         if tokio::time::timeout(SETTLE_MAX, self.link.settled()).await.is_err() {
             tracing::warn!("still reading the servers' log: publishing the archive's last minutes meanwhile");
         }
-        self.link.is_caught_up()
     }
 
     /// Frames come out of the archive from now on: what the log has already is not published again.

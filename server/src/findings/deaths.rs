@@ -246,13 +246,13 @@ impl Deaths {
         }
     }
 
-    /// Lets the deaths of a publication go on with a finding of an earlier run, whose last death this was. `comes_again` where deaths
-    /// of that run may still come again. [`None`] where they are no part of it.
+    /// Lets the deaths of a publication go on with a finding of an earlier run, whose last death this was. What happened before
+    /// `sent_again_ns`, nanoseconds since 1970, may still come again. [`None`] where they are no part of it.
     pub fn adopt(
         &mut self,
         publication: &Publication,
         former: &Former,
-        (last, comes_again): (EvidenceId, bool),
+        (last, sent_again_ns): (EvidenceId, u64),
     ) -> Option<Settled> {
         let key = SeriesKey { pattern: publication.pattern, scope: publication.scope };
         let mut series = self.series.remove(&key)?;
@@ -262,7 +262,7 @@ impl Deaths {
             counters.any(|counter| counter.priority > priority)
         };
         let is_adopted =
-            series.adopt(former, (last, comes_again), is_hidden, |death| self.is_explained_above(death, priority));
+            series.adopt(former, (last, sent_again_ns), is_hidden, |death| self.is_explained_above(death, priority));
         self.series.insert(key, series);
         if !is_adopted {
             return None;
@@ -271,15 +271,11 @@ impl Deaths {
         let mut gone = Vec::new();
         self.regroup(key, Some(publication.last.clue.evidence), &mut settled.publish, &mut gone);
         self.withdraw(gone, &mut settled);
+        // Parts of it that were forgotten.
+        for withdrawn in settled.withdrawn.iter_mut().filter(|withdrawn| withdrawn.id != *former.id) {
+            withdrawn.successor.get_or_insert_with(|| former.id.to_string());
+        }
         Some(settled)
-    }
-
-    /// Nothing that earlier runs have counted comes again from now on.
-    pub fn end_late(&mut self) {
-        self.series.retain(|_, series| {
-            series.end_late();
-            true
-        });
     }
 
     /// A death that is explained, as it was noted.

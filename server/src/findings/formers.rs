@@ -32,9 +32,8 @@ impl Worker {
                 all.publish.push(publication);
                 continue;
             };
-            let death = publication.members.iter().find(|death| death.clue.evidence == last);
-            let comes_again = death.is_some_and(|death| self.comes_again(death.clue.realtime_ns));
-            match self.memory.deaths.adopt(&publication, &former, (last, comes_again)) {
+            let sent_again_ns = self.sent_again_ns();
+            match self.memory.deaths.adopt(&publication, &former, (last, sent_again_ns)) {
                 Some(adopted) => all.replace(&publication, &former, adopted),
                 None => {
                     // This run knows of more.
@@ -66,12 +65,15 @@ impl Worker {
         self.store.publish_parts();
     }
 
-    /// Publishes these deaths again that the same pattern explains: another one may have less to go by than the earlier run.
+    /// Publishes these deaths again that the same pattern explains, or a better one: a lesser one may have less to go by than the
+    /// earlier run.
     fn look_again(&mut self, deaths: impl IntoIterator<Item = (String, EvidenceId)>) {
         let patterns = Arc::clone(&self.patterns);
         for (pattern, death) in deaths {
+            let known = patterns.patterns().iter().position(|known| known.id == pattern);
+            // What explains it better was held back as well.
             let place =
-                self.memory.deaths.explained_by(death).filter(|&place| patterns.patterns()[place].id == pattern);
+                self.memory.deaths.explained_by(death).filter(|&place| known.is_some_and(|known| place <= known));
             if let Some(noted) = place.and_then(|_| self.memory.deaths.noted(death)).cloned() {
                 self.conclude_again(&patterns, &noted);
             }

@@ -41,8 +41,8 @@ pub struct FromLog {
     pub doubts: Doubts,
     /// When it is looked next whether what an earlier run found stands, and until when, nanoseconds since 1970.
     rechecks: Option<(u64, u64)>,
-    /// When the first message of the log was written, nanoseconds since 1970.
-    begins_ns: u64,
+    /// Up to when the log had lost something, nanoseconds since 1970: what happened before may be sent again.
+    lacked_until_ns: u64,
     entities_max: usize,
 }
 
@@ -56,7 +56,7 @@ impl FromLog {
             booted: Generations::new(NODES_MAX),
             doubts: Doubts::new(history_clues),
             rechecks: None,
-            begins_ns: 0,
+            lacked_until_ns: 0,
             entities_max,
         }
     }
@@ -110,10 +110,10 @@ impl Worker {
         self.end_replay();
     }
 
-    /// Whether other servers may still send again what happened up to this moment: the log that had it was lost, and they may take
-    /// longer than this one.
-    pub(super) fn comes_again(&self, realtime_ns: u64) -> bool {
-        self.log.as_ref().is_some_and(|log| log.rechecks.is_some() && realtime_ns < log.begins_ns)
+    /// The moment up to which other servers may still send again what happened, nanoseconds since 1970: the log has lost it, and they
+    /// may take longer than this one.
+    pub(super) fn sent_again_ns(&self) -> u64 {
+        self.log.as_ref().map_or(0, |log| log.lacked_until_ns)
     }
 
     /// Withdraws what an earlier run found by evidence that the log has, and this run did not.
@@ -138,15 +138,13 @@ impl Worker {
             if let Some(log) = &mut self.log {
                 log.rechecks = next;
             }
-            if next.is_none() {
-                self.memory.deaths.end_late();
-            }
         }
     }
 
     fn rebuild(&mut self, begins_ns: u64, is_cut: bool) {
         let Some(log) = &mut self.log else { return };
-        (log.rechecks, log.begins_ns) = (None, begins_ns);
+        // What a log has that happened before its beginning was sent again.
+        (log.rechecks, log.lacked_until_ns) = (None, begins_ns);
         log.losses.clear();
         log.seen = Generations::new(SEEN_MAX);
         log.entity = None;
@@ -160,7 +158,10 @@ impl Worker {
     }
 
     /// The log may lack something up to this moment: what is known of findings that may rest on it stands.
-    fn lacks_until(&self, at_ns: u64) {
+    fn lacks_until(&mut self, at_ns: u64) {
+        if let Some(log) = &mut self.log {
+            log.lacked_until_ns = at_ns.max(log.lacked_until_ns);
+        }
         self.store.replayed_only_from(at_ns.saturating_add(self.patterns.window_max().as_nanos() as u64));
     }
 

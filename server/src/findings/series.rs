@@ -150,8 +150,12 @@ impl Series {
         if is_counted && self.anchor(anchor.evidence()).is_none() {
             return (Vec::new(), Vec::new());
         }
+        let counts_several = self.counts_several;
         for (count, late) in self.late() {
-            *count = count.saturating_sub(late.as_mut().map_or(0, |late| late.take(&anchor)));
+            // Two containers of a pod may crash at the same time.
+            let is_its = |of: &&mut Late| !counts_several || of.last.clue.entity.name == anchor.noted.clue.entity.name;
+            *count = count.saturating_sub(late.as_mut().filter(is_its).map_or(0, |of| of.take(&anchor)));
+            late.take_if(|of| of.unknown == 0);
         }
         let new: Vec<EvidenceId> = anchor.others().collect();
         let known = self.anchors.iter().position(|known| known.evidence() == anchor.evidence());
@@ -170,11 +174,6 @@ impl Series {
     fn late(&mut self) -> impl Iterator<Item = (&mut u32, &mut Option<Late>)> {
         let spans = self.spans.iter_mut().map(|span| (&mut span.count, &mut span.late));
         spans.chain(self.evicted.iter_mut().map(|evicted| (&mut evicted.count, &mut evicted.late)))
-    }
-
-    /// Nothing that earlier runs have counted comes again from now on.
-    pub fn end_late(&mut self) {
-        self.late().for_each(|(_, late)| *late = None);
     }
 
     /// Takes an anchor out. Returns the deaths that it counted.
@@ -358,16 +357,16 @@ impl Series {
         over.chain(found.iter().map(group)).collect()
     }
 
-    /// Lets the group of a death go on with a finding of an earlier run, whose last death that was. `comes_again` where deaths of
-    /// that run may still come again. Returns false where the group is no part of it.
+    /// Lets the group of a death go on with a finding of an earlier run, whose last death that was. What happened
+    /// before `sent_again_ns`, nanoseconds since 1970, may still come again. Returns false where the group is no part of it.
     pub fn adopt(
         &mut self,
         former: &Former,
-        (last, comes_again): (EvidenceId, bool),
+        (last, sent_again_ns): (EvidenceId, u64),
         is_hidden: impl Fn(EvidenceId) -> bool,
         is_better: impl Fn(EvidenceId) -> bool,
     ) -> bool {
-        let groups = self.groups(is_hidden, is_better);
+        let groups = self.groups(&is_hidden, is_better);
         let is_last = |death: &&Arc<Noted>| death.clue.evidence == last;
         let has_it = |group: &Group| group.members.iter().find(is_last).cloned();
         let Some((group, last)) = groups.into_iter().find_map(|group| has_it(&group).map(|last| (group, last))) else {
@@ -382,14 +381,15 @@ impl Series {
         if group.former.is_some() || is_all_known || former.started_ns > group.first_realtime_ns {
             return false;
         }
-        self.forget_parts(former.started_ns, &group, &last);
+        self.forget_parts(former.started_ns, &group, &last, is_hidden);
         let evicted = self.evicted.iter().find(|evicted| evicted.first == group.first).map(|evicted| &evicted.last);
         let span = self.spans.iter().find(|span| span.first.clue.evidence == group.first).map(|span| &span.first);
         let from = evicted.or(span).unwrap_or(earliest);
-        let counted = self.evicted.iter().flat_map(|evicted| &evicted.tail).copied();
+        let of_anchors = self.anchors.iter().flat_map(|anchor| anchor.others().chain([anchor.evidence()]));
+        let counted = self.evicted.iter().flat_map(|evicted| &evicted.tail).copied().chain(of_anchors);
         // What the earlier run knew besides.
         let count = former.count.saturating_sub(known_count);
-        let late = comes_again.then(|| Late {
+        let late = (from.clue.realtime_ns < sent_again_ns).then(|| Late {
             started_ns: former.started_ns,
             from: Arc::clone(from),
             last: Arc::clone(&last),
@@ -420,14 +420,19 @@ impl Series {
     }
 
     /// Forgets deaths of the time of an earlier run's finding that are no group with its last death yet. That one has counted them.
-    fn forget_parts(&mut self, started_ns: u64, group: &Group, last: &Noted) {
+    fn forget_parts(&mut self, started_ns: u64, group: &Group, last: &Noted, is_hidden: impl Fn(EvidenceId) -> bool) {
         let is_in_time = |death: &Noted| death.clue.realtime_ns >= started_ns && !is_before(last, death);
-        let is_member = |death: &Noted| group.members.iter().any(|of| of.clue.evidence == death.clue.evidence);
+        let is_member = |death: EvidenceId| group.members.iter().any(|of| of.clue.evidence == death);
         // Two containers of a pod may crash at the same time.
         let is_other = |death: &Noted| self.counts_several && death.clue.entity.name != last.clue.entity.name;
-        let is_part = |death: &Noted| is_in_time(death) && !is_member(death) && !is_other(death);
-        self.anchors.retain(|anchor| !is_part(&anchor.noted));
+        let is_part = |death: &Noted| is_in_time(death) && !is_member(death.clue.evidence) && !is_other(death);
+        // What another series shows may come back from there.
+        self.anchors.retain(|anchor| !is_part(&anchor.noted) || is_hidden(anchor.evidence()));
         self.spans.retain(|span| span.first.clue.evidence == group.first || !is_part(&span.first));
+        self.evicted.retain(|evicted| {
+            let goes_on = evicted.tail.iter().any(|death| is_member(*death));
+            evicted.first == group.first || goes_on || !is_part(&evicted.last)
+        });
     }
 
     /// The id of a group's finding.

@@ -175,12 +175,24 @@ impl FindingStore {
         self.write().is_alone = is_alone;
     }
 
+    /// Whether this server feeds itself.
+    pub fn is_alone(&self) -> bool {
+        self.read().is_alone
+    }
+
     /// Everything is found again: what is known is treated as an earlier run's, except what the log has not confirmed. From
     /// `replayed_from_ns` on, nanoseconds since 1970, the replay has everything. Of an earlier frame it has all or nothing, unless
     /// the beginning of the log `is_cut`.
     pub fn restart(&self, replayed_from_ns: u64, is_cut: bool) {
         let mut inner = self.write();
         inner.begin_replay(replayed_from_ns, is_cut);
+        // What was added alone is added again by the log, where it is so.
+        for (id, confirmed) in std::mem::take(&mut inner.confirmed) {
+            if let Some(known) = inner.findings.get(&id).cloned() {
+                let (revision, published_ns) = (known.revision, known.published_ns);
+                inner.insert(Arc::new(Finding { revision, published_ns, ..(*confirmed).clone() }));
+            }
+        }
         let known: Vec<Arc<Finding>> = inner.findings.values().cloned().collect();
         for finding in known.iter().filter(|finding| !finding.withdrawn) {
             if inner.unconfirmed.get(&finding.id) != Some(&true) {
@@ -199,6 +211,7 @@ impl FindingStore {
     pub fn withdraw_unconfirmed(&self) {
         let mut inner = self.write();
         let unconfirmed = std::mem::take(&mut inner.unconfirmed);
+        inner.confirmed.clear();
         let not_found_again = inner.not_found_again();
         inner.replayed_from_ns = None;
         drop(inner);
@@ -230,7 +243,9 @@ impl FindingStore {
     /// While the last minutes are replayed, a death that an earlier run has explained is not explained again: the beginning of
     /// its story may lie before those minutes.
     pub fn set_replaying(&self, is_replaying: bool) {
-        self.write().held_back.clear();
+        if is_replaying {
+            self.write().held_back.clear();
+        }
         self.is_replaying.store(is_replaying, Ordering::Release);
     }
 
@@ -257,9 +272,13 @@ impl FindingStore {
         finding.revision = 1;
         if !inner.is_alone {
             inner.unconfirmed.remove(&finding.id);
+            inner.confirmed.remove(&finding.id);
         } else if !inner.unconfirmed.contains_key(&finding.id) {
-            let is_new = !inner.findings.contains_key(&finding.id);
-            inner.unconfirmed.insert(finding.id.clone(), is_new);
+            let known = inner.findings.get(&finding.id).cloned();
+            inner.unconfirmed.insert(finding.id.clone(), known.is_none());
+            if let Some(known) = known.filter(|known| known.count > 1) {
+                inner.confirmed.insert(finding.id.clone(), known);
+            }
         }
         if let Some(known) = inner.findings.get(&finding.id) {
             let is_earlier_runs = inner.restored.contains(&finding.id) && !inner.is_replayed(known);
@@ -332,6 +351,7 @@ impl FindingStore {
             return None;
         };
         inner.not_restored(&finding);
+        inner.confirmed.remove(id);
         match inner.unconfirmed.get(id) {
             // The log knew it before: found again while alone, it is not new.
             None if inner.is_alone => drop(inner.unconfirmed.insert(id.to_owned(), false)),

@@ -133,8 +133,9 @@ impl Worker {
                     self.metrics.queue_clues.set(receiver.len() as i64);
                 }
                 Message::Clock(clock) => self.end_quiet(&clock),
-                Message::Renamed => {}
-                Message::Replayed => self.end_replay(),
+                // A log that came back meanwhile is read as a replay of its own.
+                Message::Replayed if self.log.is_none() || self.store.is_alone() => self.end_replay(),
+                Message::Replayed | Message::Renamed => {}
                 Message::FromLog(update) => {
                     let began = Instant::now();
                     self.take_from_log(update);

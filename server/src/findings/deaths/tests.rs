@@ -31,9 +31,13 @@ fn place_of(patterns: &PatternSet, id: &str) -> usize {
 
 /// A clue with a sequence number of its own, at a time since boot and since 1970 alike.
 pub(in crate::findings) fn death(seq: u64, at_ns: u64) -> Arc<Noted> {
+    death_of(7, seq, at_ns)
+}
+
+fn death_of(entity: u64, seq: u64, at_ns: u64) -> Arc<Noted> {
     let node = NodeRef::named("n");
     let clue = Clue {
-        entity: Arc::new(EntityInfo::unknown(&node, 7)),
+        entity: Arc::new(EntityInfo::unknown(&node, entity)),
         pid: 1,
         boottime_ns: at_ns,
         realtime_ns: at_ns,
@@ -103,9 +107,9 @@ impl Watched {
                     && of.members.iter().any(|death| death.clue.evidence == *last)
             };
             let former = self.formers.iter().find(is_its);
-            let comes_again = self.comes_again;
-            let adopted =
-                former.and_then(|(former, last)| Some((former, self.deaths.adopt(&of, former, (*last, comes_again))?)));
+            let sent_again_ns = if self.comes_again { u64::MAX } else { 0 };
+            let adopted = former
+                .and_then(|(former, last)| Some((former, self.deaths.adopt(&of, former, (*last, sent_again_ns))?)));
             match adopted {
                 Some((former, adopted)) => settled.replace(&of, former, adopted),
                 None => settled.publish.push(of),
@@ -286,25 +290,29 @@ fn what_comes_again_after_a_lost_log_counts_once() {
     for seed in 0..300 {
         let mut random = fastrand::Rng::with_seed(seed);
         let kind = if seed % 2 == 0 { 2 } else { 3 };
+        // Of two containers of a pod each has its own.
+        let containers = if seed % 4 == 3 { 2 } else { 1 };
         let mut at = 0;
         let times = (0..60).map(|_| {
             at += random.u64(1..3) * MINUTE;
             at
         });
-        let all: Vec<_> = times.zip(1..).map(|(at, seq)| death(seq, at)).collect();
+        let all: Vec<_> = times.zip(1..).map(|(at, seq)| death_of(seq % containers, seq, at)).collect();
         let stopped = random.usize(2..all.len());
+        let is_same = |one: usize, other: usize| all[one].clue.entity.id == all[other].clue.entity.id;
         let known = |places: &BTreeSet<usize>, to: usize| -> Vec<Arc<Noted>> {
-            places.range(..=to).map(|place| Arc::clone(&all[*place])).collect()
+            places.range(..=to).filter(|place| is_same(**place, to)).map(|place| Arc::clone(&all[*place])).collect()
         };
+        let every: BTreeSet<usize> = (0..all.len()).collect();
         let mut first = Watched::new();
-        (0..stopped).for_each(|place| first.settle(&all[place], kind, &all[..=place]));
+        (0..stopped).for_each(|place| first.settle(&all[place], kind, &known(&every, place)));
 
         let mut again = Watched::new();
         (again.standing, again.has_restarted, again.comes_again) = (first.standing.clone(), true, true);
         // The archive of this one has the last death, and what is sent again may be older than what it replays.
-        let from = random.usize(0..stopped);
+        let from = random.usize(0..stopped - 1);
         let (mut own, mut late): (Vec<usize>, Vec<usize>) =
-            (from..stopped).partition(|place| *place == stopped - 1 || random.bool());
+            (from..stopped).partition(|place| *place + containers as usize >= stopped || random.bool());
         random.shuffle(&mut own);
         random.shuffle(&mut late);
         let mut places = BTreeSet::new();
@@ -321,11 +329,13 @@ fn what_comes_again_after_a_lost_log_counts_once() {
             let last = all[last as usize - 1].clue.evidence;
             again.formers.push((Former { id: id.as_str().into(), count, started_ns }, last));
         }
-        again.settle(&all[stopped - 1], kind, &known(&places, stopped - 1));
+        for place in (0..stopped).rev().take(containers as usize) {
+            again.settle(&all[place], kind, &known(&places, place));
+        }
         late.into_iter().for_each(|place| take(&mut again, &mut places, place));
-        for place in stopped..all.len() {
+        for (place, death) in all.iter().enumerate().skip(stopped) {
             take(&mut again, &mut places, place);
-            first.settle(&all[place], kind, &all[..=place]);
+            first.settle(death, kind, &known(&every, place));
         }
         // The store holds back what is a part of an earlier run's finding.
         again.standing.retain(|id, of| of.1 > stopped as u64 || first.standing.contains_key(id));

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use tapio_wire::service::{EntityRef, Evidence, Finding};
 
 use super::FindingStore;
@@ -14,7 +15,7 @@ use crate::findings::series::Former;
 /// Their ids, by what they are looked up by.
 #[derive(Default)]
 pub(super) struct Formers {
-    by_evidence: HashMap<EvidenceId, Vec<String>>,
+    by_evidence: HashMap<EvidenceId, Vec<String>, RandomState>,
     by_pattern: HashMap<String, HashSet<String>>,
     /// What a replay found that may be a part of one of them, by id.
     pub parts: HashMap<String, Finding>,
@@ -96,7 +97,7 @@ impl Table {
 
     /// Whether a finding of an earlier run names all deaths that this one does, which a replay found by what is left to go by.
     pub fn is_named_by_former(&self, finding: &Finding) -> bool {
-        let is_death = |piece: &&Evidence| matches!(piece.kind.as_str(), "exit" | "oom" | "kill");
+        let is_death = |piece: &&Evidence| matches!(piece.kind.as_str(), "exit" | "oom" | "signal");
         let mut deaths = finding.evidence.iter().filter(is_death).peekable();
         let is_standing = |id: &String| self.findings.get(id).is_some_and(|former| !self.is_replayed(former));
         let is_named = |death: EvidenceId| {
@@ -128,6 +129,7 @@ impl FindingStore {
     /// Publishes what was held back in a replay and no finding of an earlier run goes on with.
     pub fn publish_parts(&self) {
         let mut inner = self.write();
+        inner.held_back.clear();
         let parts = std::mem::take(&mut inner.formers.parts).into_values();
         // The last death of that one may be on its way still.
         let mut parts: Vec<Finding> = parts.filter(|part| !inner.is_within(part, is_of_one_pod)).collect();

@@ -54,6 +54,8 @@ pub(super) struct Table {
     pub is_alone: bool,
     /// Findings that the log has not confirmed, and whether they were new.
     pub unconfirmed: HashMap<String, bool>,
+    /// The last version of several deaths before this server added to it alone, by id.
+    pub confirmed: HashMap<String, Arc<Finding>>,
 }
 
 impl Table {
@@ -80,6 +82,7 @@ impl Table {
             now_ns: None,
             is_alone: false,
             unconfirmed: HashMap::new(),
+            confirmed: HashMap::new(),
         }
     }
 
