@@ -160,6 +160,7 @@ impl Reader {
 
     /// Reads until something breaks, or it is to start again.
     async fn read_on(&mut self, log: &Log, stream: &Stream) -> Result<(), End> {
+        let mut connects = log.connects();
         let info = stream.get_info().await.map_err(|error| broken(&error))?;
         let created_ns = info.created.unix_timestamp_nanos();
         let is_lost = self.is_lost(stream, &info).await.map_err(|error| broken(&error))?;
@@ -182,7 +183,6 @@ impl Reader {
         if let Some(position) = position {
             self.reached(position.seq, target, generation)?;
         }
-        let mut connects = log.connects();
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.tick().await;
         // Since it was looked last.

@@ -57,6 +57,14 @@ impl Worker {
         }
     }
 
+    /// The archive was replayed. A log that came back meanwhile is read as a replay of its own.
+    pub(super) fn replayed(&mut self) {
+        let has_log = self.log.as_mut().map(|log| log.has_replayed = true).is_some();
+        if !has_log || self.store.is_alone() {
+            self.end_replay();
+        }
+    }
+
     /// A replay is over: what an earlier run found goes on. Of what was held back in its favour, the rest stands by itself.
     pub(super) fn end_replay(&mut self) {
         self.rename();

@@ -43,6 +43,8 @@ pub struct FromLog {
     rechecks: Option<(u64, u64)>,
     /// Up to when the log had lost something, nanoseconds since 1970: what happened before may be sent again.
     lacked_until_ns: u64,
+    /// The archive was replayed after the start.
+    pub has_replayed: bool,
     entities_max: usize,
 }
 
@@ -57,6 +59,7 @@ impl FromLog {
             doubts: Doubts::new(history_clues),
             rechecks: None,
             lacked_until_ns: 0,
+            has_replayed: false,
             entities_max,
         }
     }
@@ -92,8 +95,11 @@ impl Worker {
             }
             LogUpdate::Alone(server) => {
                 self.store.set_alone(true);
-                if let Some(log) = &self.log {
-                    log.losses.alone(&server);
+                let Some(log) = &self.log else { return };
+                log.losses.alone(&server);
+                if log.has_replayed && self.store.is_replaying() {
+                    // Nothing else ends the reading of the log.
+                    self.end_replay();
                 }
                 self.revisit_all();
             }
@@ -106,6 +112,9 @@ impl Worker {
         let log_ns = self.log_ns;
         if let Some(log) = &mut self.log {
             log.rechecks = Some((log_ns + RECHECK_NS, log_ns + RECHECKS_NS));
+            if log_ns > 0 {
+                log.lacked_until_ns = log_ns.min(log.lacked_until_ns);
+            }
         }
         self.end_replay();
     }
@@ -153,7 +162,7 @@ impl Worker {
         self.memory = Memory::new(&self.config, Arc::new(Topology::new(log.entities_max)));
         self.store.set_alone(false);
         // What a pattern looks at may lie as long before the death.
-        self.store.restart(begins_ns.saturating_add(self.patterns.window_max().as_nanos() as u64), is_cut);
+        self.store.restart(begins_ns, self.patterns.window_max().as_nanos() as u64, is_cut);
         self.store.set_replaying(true);
     }
 

@@ -102,6 +102,8 @@ pub struct Series {
     pub priority: u32,
     window_ns: u64,
     counts_several: bool,
+    /// What a group counts is of one container.
+    is_of_one: bool,
     /// Anchors by time.
     anchors: Vec<Anchor>,
     evicted: Vec<Evicted>,
@@ -118,6 +120,7 @@ impl Series {
             priority: pattern.priority,
             window_ns: pattern.window_ns,
             counts_several: pattern.gathers(),
+            is_of_one: pattern.anchor_step().same.iter().any(|same| same.is_own),
             anchors: Vec::new(),
             evicted: Vec::new(),
             spans: Vec::new(),
@@ -150,10 +153,10 @@ impl Series {
         if is_counted && self.anchor(anchor.evidence()).is_none() {
             return (Vec::new(), Vec::new());
         }
-        let counts_several = self.counts_several;
+        let is_of_one = self.is_of_one;
         for (count, late) in self.late() {
             // Two containers of a pod may crash at the same time.
-            let is_its = |of: &&mut Late| !counts_several || of.last.clue.entity.name == anchor.noted.clue.entity.name;
+            let is_its = |of: &&mut Late| !is_of_one || of.last.clue.entity.name == anchor.noted.clue.entity.name;
             *count = count.saturating_sub(late.as_mut().filter(is_its).map_or(0, |of| of.take(&anchor)));
             late.take_if(|of| of.unknown == 0);
         }
@@ -424,7 +427,7 @@ impl Series {
         let is_in_time = |death: &Noted| death.clue.realtime_ns >= started_ns && !is_before(last, death);
         let is_member = |death: EvidenceId| group.members.iter().any(|of| of.clue.evidence == death);
         // Two containers of a pod may crash at the same time.
-        let is_other = |death: &Noted| self.counts_several && death.clue.entity.name != last.clue.entity.name;
+        let is_other = |death: &Noted| self.is_of_one && death.clue.entity.name != last.clue.entity.name;
         let is_part = |death: &Noted| is_in_time(death) && !is_member(death.clue.evidence) && !is_other(death);
         // What another series shows may come back from there.
         self.anchors.retain(|anchor| !is_part(&anchor.noted) || is_hidden(anchor.evidence()));

@@ -180,17 +180,21 @@ impl FindingStore {
         self.read().is_alone
     }
 
-    /// Everything is found again: what is known is treated as an earlier run's, except what the log has not confirmed. From
-    /// `replayed_from_ns` on, nanoseconds since 1970, the replay has everything. Of an earlier frame it has all or nothing, unless
-    /// the beginning of the log `is_cut`.
-    pub fn restart(&self, replayed_from_ns: u64, is_cut: bool) {
+    /// Everything is found again: what is known is treated as an earlier run's, except what the log has not confirmed. The log
+    /// begins at `begins_ns`, nanoseconds since 1970; from `window_ns` later on the replay has everything. Of an earlier frame it
+    /// has all or nothing, unless the beginning of the log `is_cut`.
+    pub fn restart(&self, begins_ns: u64, window_ns: u64, is_cut: bool) {
         let mut inner = self.write();
-        inner.begin_replay(replayed_from_ns, is_cut);
-        // What was added alone is added again by the log, where it is so.
-        for (id, confirmed) in std::mem::take(&mut inner.confirmed) {
-            if let Some(known) = inner.findings.get(&id).cloned() {
-                let (revision, published_ns) = (known.revision, known.published_ns);
-                inner.insert(Arc::new(Finding { revision, published_ns, ..(*confirmed).clone() }));
+        inner.begin_replay(begins_ns.saturating_add(window_ns), is_cut);
+        // What was added alone is added again by the log, if that still has what it is added to.
+        for confirmed in inner.confirmed_and_added_to() {
+            let has_aged = is_cut && confirmed.ended_ns < begins_ns;
+            if let Some(known) = inner.findings.get(&confirmed.id)
+                && !has_aged
+                && known.ended_ns.saturating_sub(confirmed.ended_ns) <= window_ns
+            {
+                let revision = known.revision + 1;
+                self.put(&mut inner, Finding { revision, ..(*confirmed).clone() });
             }
         }
         let known: Vec<Arc<Finding>> = inner.findings.values().cloned().collect();
@@ -241,7 +245,7 @@ impl FindingStore {
     }
 
     /// While the last minutes are replayed, a death that an earlier run has explained is not explained again: the beginning of
-    /// its story may lie before those minutes.
+    /// its story may lie before those minutes. [`Self::publish_parts`] ends what is held back for that.
     pub fn set_replaying(&self, is_replaying: bool) {
         if is_replaying {
             self.write().held_back.clear();
@@ -276,9 +280,7 @@ impl FindingStore {
         } else if !inner.unconfirmed.contains_key(&finding.id) {
             let known = inner.findings.get(&finding.id).cloned();
             inner.unconfirmed.insert(finding.id.clone(), known.is_none());
-            if let Some(known) = known.filter(|known| known.count > 1) {
-                inner.confirmed.insert(finding.id.clone(), known);
-            }
+            known.into_iter().for_each(|known| inner.confirm(known));
         }
         if let Some(known) = inner.findings.get(&finding.id) {
             let is_earlier_runs = inner.restored.contains(&finding.id) && !inner.is_replayed(known);
@@ -351,12 +353,17 @@ impl FindingStore {
             return None;
         };
         inner.not_restored(&finding);
-        inner.confirmed.remove(id);
         match inner.unconfirmed.get(id) {
             // The log knew it before: found again while alone, it is not new.
-            None if inner.is_alone => drop(inner.unconfirmed.insert(id.to_owned(), false)),
+            None if inner.is_alone => {
+                inner.unconfirmed.insert(id.to_owned(), false);
+                inner.confirm(Arc::clone(&finding));
+            }
             Some(false) if inner.is_alone => {}
-            _ => drop(inner.unconfirmed.remove(id)),
+            _ => {
+                inner.unconfirmed.remove(id);
+                inner.confirmed.remove(id);
+            }
         }
         if let Some(successor) = successor {
             inner.alias(id.to_owned(), successor.to_owned(), self.findings_max);

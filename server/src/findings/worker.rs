@@ -134,8 +134,8 @@ impl Worker {
                 }
                 Message::Clock(clock) => self.end_quiet(&clock),
                 // A log that came back meanwhile is read as a replay of its own.
-                Message::Replayed if self.log.is_none() || self.store.is_alone() => self.end_replay(),
-                Message::Replayed | Message::Renamed => {}
+                Message::Replayed => self.replayed(),
+                Message::Renamed => {}
                 Message::FromLog(update) => {
                     let began = Instant::now();
                     self.take_from_log(update);

@@ -126,6 +126,21 @@ impl Table {
         }
     }
 
+    /// Remembers what the log knew of several deaths before this server, alone, finds more of them.
+    pub fn confirm(&mut self, finding: Arc<Finding>) {
+        if finding.count > 1 && !finding.ongoing && finding.resolved_ns == 0 {
+            self.confirmed.insert(finding.id.clone(), finding);
+        }
+    }
+
+    /// What the log knew of findings that this server, alone, has added to, in the order of their ids.
+    pub fn confirmed_and_added_to(&self) -> Vec<Arc<Finding>> {
+        let is_added_to = |of: &&Arc<Finding>| self.findings.get(&of.id).is_some_and(|known| known != *of);
+        let mut confirmed: Vec<_> = self.confirmed.values().filter(is_added_to).cloned().collect();
+        confirmed.sort_by(|a, b| a.id.cmp(&b.id));
+        confirmed
+    }
+
     /// Whether the replay has all that a finding can rest on.
     pub fn is_replayed(&self, finding: &Finding) -> bool {
         self.replayed_from_ns.is_some_and(|from_ns| finding.started_ns >= from_ns)

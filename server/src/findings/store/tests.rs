@@ -64,7 +64,7 @@ fn what_the_log_knew_stays_when_found_again_alone() {
     store.publish(finding("new", "n", 3, false));
     // The log is read again, and has nothing of either any more.
     store.set_alone(false);
-    store.restart(u64::MAX, true);
+    store.restart(u64::MAX, 0, true);
     store.withdraw_unconfirmed();
     let inner = store.read();
     assert!(inner.findings.contains_key("known") && !inner.findings.contains_key("new"));
@@ -84,7 +84,7 @@ fn what_a_whole_replay_does_not_find_again_is_withdrawn() {
     store.restore(death_of("group", 2, 3 * SECOND, 2));
     store.restore(death_of("old", 9, SECOND / 2, 1));
     store.restore(death_of("unread", 8, SECOND, 1));
-    store.restart(SECOND / 4, true);
+    store.restart(SECOND / 4, 0, true);
     // Up to there the log has messages that nobody can read.
     store.replayed_only_from(SECOND + 1);
     store.set_replaying(true);
@@ -177,7 +177,7 @@ fn an_earlier_finding_by_evidence_that_says_otherwise_is_withdrawn() {
     for (id, pid, count, seq) in earlier {
         store.restore(by(id, pid, count, seq));
     }
-    store.restart(u64::MAX, false);
+    store.restart(u64::MAX, 0, false);
     store.set_replaying(true);
     store.publish(by("is", 2, 1, 3));
     store.publish(by("part", 4, 2, 1));
