@@ -186,11 +186,9 @@ impl FindingStore {
     pub fn restart(&self, begins_ns: u64, window_ns: u64, is_cut: bool) {
         let mut inner = self.write();
         inner.begin_replay(begins_ns.saturating_add(window_ns), is_cut);
-        // What was added alone is added again by the log, if that still has what it is added to.
+        // What was added alone is added again by the log, which keeps twice the window.
         for confirmed in inner.confirmed_and_added_to() {
-            let has_aged = is_cut && confirmed.ended_ns < begins_ns;
             if let Some(known) = inner.findings.get(&confirmed.id)
-                && !has_aged
                 && known.ended_ns.saturating_sub(confirmed.ended_ns) <= window_ns
             {
                 let revision = known.revision + 1;
