@@ -39,7 +39,7 @@ const TOO_LATE: &str = "it could not renew its lease in time";
 /// How long a leader that ends waits for its release.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a lease lasts, how it is kept, and how long the archive is waited for.
+/// How long a lease lasts, how it is kept, and how long a server waits for its archive.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// How long others leave a lease alone.
@@ -48,7 +48,7 @@ pub struct Timing {
     pub margin: Duration,
     /// Between two renewals, and between two looks.
     pub interval: Duration,
-    /// The first wait for frames that are not durable yet when the archive is gone through; each next one is twice as long.
+    /// First wait for frames that the archive does not have yet when the log is refilled from it; each next wait is twice as long.
     pub disk_wait: Duration,
 }
 

@@ -240,8 +240,9 @@ impl Reader {
         }
     }
 
-    /// What comes next, where the connection was made anew since it was looked last. NATS may have forgotten then that this server
-    /// reads: the client would find out after several heartbeats only. An error says that the log lacks what was read last.
+    /// Starts another consumer after the last message that was read, if the connection was made anew; otherwise returns [`None`].
+    /// A restarted NATS has forgotten the consumer, and the client notices only after several missed heartbeats. An error says that
+    /// the log has lost that last message.
     async fn read_anew(&self, log: &Log, stream: &Stream, connects: &mut u64) -> Result<Option<Ordered>, End> {
         if std::mem::replace(connects, log.connects()) == *connects {
             return Ok(None);

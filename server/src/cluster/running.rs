@@ -33,7 +33,7 @@ const SETTLE_MAX: Duration = Duration::from_secs(30);
 /// Between two attempts to go through an archive that could not be read.
 const HEAL_RETRY: Duration = Duration::from_secs(10);
 
-/// How often frames are waited for that are not durable yet when the archive is gone through.
+/// How often a server waits for frames that its archive does not have yet when it refills the log.
 const DISK_WAITS_MAX: u32 = 8;
 
 /// Sends the frames of the archive's last minutes through shards that publish to this bus, until it is asked to stop. Otherwise it

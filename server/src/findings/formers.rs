@@ -57,7 +57,7 @@ impl Worker {
         }
     }
 
-    /// The archive was replayed. A log that came back meanwhile is read as a replay of its own.
+    /// The archive was replayed. If the log came back meanwhile, reading it is another replay, which ends later.
     pub(super) fn replayed(&mut self) {
         let has_log = self.log.as_mut().map(|log| log.has_replayed = true).is_some();
         if !has_log || self.store.is_alone() {
@@ -73,15 +73,14 @@ impl Worker {
         self.store.publish_parts();
     }
 
-    /// Publishes these deaths again that the same pattern explains, or a better one: a lesser one may have less to go by than the
-    /// earlier run.
+    /// Publishes the findings of these deaths again, each given with the pattern that explained it in an earlier run. Leaves out
+    /// deaths that a weaker pattern explains now: this run may have read less evidence than the earlier one.
     fn look_again(&mut self, deaths: impl IntoIterator<Item = (String, EvidenceId)>) {
         let patterns = Arc::clone(&self.patterns);
         for (pattern, death) in deaths {
-            let known = patterns.patterns().iter().position(|known| known.id == pattern);
-            // What explains it better was held back as well.
-            let place =
-                self.memory.deaths.explained_by(death).filter(|&place| known.is_some_and(|known| place <= known));
+            // Patterns are sorted, the strongest first.
+            let is_as_strong = |&place: &usize| patterns.patterns()[place..].iter().any(|other| other.id == pattern);
+            let place = self.memory.deaths.explained_by(death).filter(is_as_strong);
             if let Some(noted) = place.and_then(|_| self.memory.deaths.noted(death)).cloned() {
                 self.conclude_again(&patterns, &noted);
             }

@@ -41,7 +41,7 @@ pub struct FromLog {
     pub doubts: Doubts,
     /// When it is looked next whether what an earlier run found stands, and until when, nanoseconds since 1970.
     rechecks: Option<(u64, u64)>,
-    /// Up to when the log had lost something, nanoseconds since 1970: what happened before may be sent again.
+    /// Messages written before this moment were lost, nanoseconds since 1970. Servers may send again what happened before it.
     lacked_until_ns: u64,
     /// The archive was replayed after the start.
     pub has_replayed: bool,
@@ -98,7 +98,7 @@ impl Worker {
                 let Some(log) = &self.log else { return };
                 log.losses.alone(&server);
                 if log.has_replayed && self.store.is_replaying() {
-                    // Nothing else ends the reading of the log.
+                    // The log cannot be read to its end, so nothing else ends this replay.
                     self.end_replay();
                 }
                 self.revisit_all();
@@ -119,8 +119,7 @@ impl Worker {
         self.end_replay();
     }
 
-    /// The moment up to which other servers may still send again what happened, nanoseconds since 1970: the log has lost it, and they
-    /// may take longer than this one.
+    /// Other servers may still send again what happened before this moment, nanoseconds since 1970, because the log lost it.
     pub(super) fn sent_again_ns(&self) -> u64 {
         self.log.as_ref().map_or(0, |log| log.lacked_until_ns)
     }
@@ -152,7 +151,7 @@ impl Worker {
 
     fn rebuild(&mut self, begins_ns: u64, is_cut: bool) {
         let Some(log) = &mut self.log else { return };
-        // What a log has that happened before its beginning was sent again.
+        // Servers send again what happened before a new log began.
         (log.rechecks, log.lacked_until_ns) = (None, begins_ns);
         log.losses.clear();
         log.seen = Generations::new(SEEN_MAX);

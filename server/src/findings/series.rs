@@ -102,7 +102,7 @@ pub struct Series {
     pub priority: u32,
     window_ns: u64,
     counts_several: bool,
-    /// What a group counts is of one container.
+    /// The pattern counts deaths of one container only.
     is_of_one: bool,
     /// Anchors by time.
     anchors: Vec<Anchor>,
@@ -173,7 +173,7 @@ impl Series {
         (dropped, added)
     }
 
-    /// What of earlier runs' findings may come again, each with the number of deaths that counts it.
+    /// Each group's count of deaths, and the deaths in it that other servers may still send again.
     fn late(&mut self) -> impl Iterator<Item = (&mut u32, &mut Option<Late>)> {
         let spans = self.spans.iter_mut().map(|span| (&mut span.count, &mut span.late));
         spans.chain(self.evicted.iter_mut().map(|evicted| (&mut evicted.count, &mut evicted.late)))
@@ -422,14 +422,14 @@ impl Series {
         true
     }
 
-    /// Forgets deaths of the time of an earlier run's finding that are no group with its last death yet. That one has counted them.
+    /// Forgets other groups' deaths within the time of an earlier run's finding: that finding has counted them.
     fn forget_parts(&mut self, started_ns: u64, group: &Group, last: &Noted, is_hidden: impl Fn(EvidenceId) -> bool) {
         let is_in_time = |death: &Noted| death.clue.realtime_ns >= started_ns && !is_before(last, death);
         let is_member = |death: EvidenceId| group.members.iter().any(|of| of.clue.evidence == death);
         // Two containers of a pod may crash at the same time.
         let is_other = |death: &Noted| self.is_of_one && death.clue.entity.name != last.clue.entity.name;
         let is_part = |death: &Noted| is_in_time(death) && !is_member(death.clue.evidence) && !is_other(death);
-        // What another series shows may come back from there.
+        // Deaths that another series shows now may have to be shown by this one later.
         self.anchors.retain(|anchor| !is_part(&anchor.noted) || is_hidden(anchor.evidence()));
         self.spans.retain(|span| span.first.clue.evidence == group.first || !is_part(&span.first));
         self.evicted.retain(|evicted| {

@@ -186,7 +186,7 @@ impl FindingStore {
     pub fn restart(&self, begins_ns: u64, window_ns: u64, is_cut: bool) {
         let mut inner = self.write();
         inner.begin_replay(begins_ns.saturating_add(window_ns), is_cut);
-        // What was added alone is added again by the log, which keeps twice the window.
+        // Deaths that this server counted alone come again in the log, which keeps twice the window.
         for confirmed in inner.confirmed_and_added_to() {
             if let Some(known) = inner.findings.get(&confirmed.id)
                 && known.ended_ns.saturating_sub(confirmed.ended_ns) <= window_ns
@@ -243,7 +243,7 @@ impl FindingStore {
     }
 
     /// While the last minutes are replayed, a death that an earlier run has explained is not explained again: the beginning of
-    /// its story may lie before those minutes. [`Self::publish_parts`] ends what is held back for that.
+    /// its story may lie before those minutes. [`Self::publish_parts`] forgets what was held back.
     pub fn set_replaying(&self, is_replaying: bool) {
         if is_replaying {
             self.write().held_back.clear();

@@ -133,7 +133,6 @@ impl Worker {
                     self.metrics.queue_clues.set(receiver.len() as i64);
                 }
                 Message::Clock(clock) => self.end_quiet(&clock),
-                // A log that came back meanwhile is read as a replay of its own.
                 Message::Replayed => self.replayed(),
                 Message::Renamed => {}
                 Message::FromLog(update) => {

@@ -261,7 +261,7 @@ impl Member {
         let finder = Finder::start_from_log(&finder, patterns, 100_000, Arc::clone(&losses), Arc::clone(&store))
             .expect("the finder starts");
         let keep = Duration::from_secs(3600);
-        // There is no archive: it waits in vain for what was not durable when NATS lost everything.
+        // This server has no archive: after NATS lost its data, it waits for frames that never come. `disk_wait` keeps that short.
         let healer = Box::new(|_, _: &dyn Fn() -> bool| Ok(()));
         let cluster = Cluster::start_with(&section, keep, timing, "", 100_000, &finder.bus(), losses, healer);
         let cluster = cluster.expect("it starts");

@@ -11,7 +11,7 @@ use crate::findings::clue_store::Noted;
 use crate::findings::deaths::is_before;
 use crate::findings::moment::Moment;
 
-/// A finding of an earlier run that some deaths go on with: most of what it counts is forgotten.
+/// A finding of an earlier run, which this run continues. Most deaths that it counts are forgotten.
 #[derive(Clone)]
 pub struct Former {
     pub id: Arc<str>,
@@ -20,20 +20,20 @@ pub struct Former {
     pub started_ns: u64,
 }
 
-/// What of an earlier run's finding may come again: what NATS has lost, other servers send again later than this one.
+/// Deaths that an earlier run's finding has counted, and that other servers may still send again because NATS lost them.
 pub struct Late {
     pub started_ns: u64,
-    /// What is of before this death is no part of it, or is not taken in.
+    /// Deaths before this one belong to another group, or the series ignores them.
     pub from: Arc<Noted>,
     pub last: Arc<Noted>,
-    /// Deaths of its time that this run knows.
+    /// Deaths between its first and its last one that this run has read.
     pub known: HashSet<EvidenceId, RandomState>,
-    /// Number of those that it does not know.
+    /// How many deaths the earlier run has counted and this run has not read yet.
     pub unknown: u32,
 }
 
 impl Late {
-    /// Number of the deaths of this anchor that the earlier run had counted, and that come only now.
+    /// Reads the deaths of this anchor. Returns how many of them the earlier run has counted and this run reads for the first time.
     pub fn take(&mut self, anchor: &Anchor) -> u32 {
         if is_before(&anchor.noted, &self.from) {
             return 0;
@@ -126,13 +126,13 @@ pub fn started(former: Option<&Former>, first_realtime_ns: u64) -> u64 {
 }
 
 impl Evicted {
-    /// Number of the deaths without these of the last.
+    /// Counts its deaths, except those of the last anchor that are left out.
     pub fn deaths(&self, is_left_out: impl Fn(EvidenceId) -> bool) -> u32 {
         let last = self.tail.iter().filter(|death| !is_left_out(**death)).count() as u32;
         self.count.saturating_add(last)
     }
 
-    /// Whether a death is of the time of these.
+    /// Whether a death happened between the group's beginning and its last death.
     pub fn has_counted(&self, death: &Noted) -> bool {
         let started_ns = started(self.former.as_ref(), self.first_realtime_ns);
         death.clue.realtime_ns >= started_ns && !is_before(&self.last, death)

@@ -54,7 +54,7 @@ pub(super) struct Table {
     pub is_alone: bool,
     /// Findings that the log has not confirmed, and whether they were new.
     pub unconfirmed: HashMap<String, bool>,
-    /// The last version of several deaths before this server added to it alone, by id.
+    /// Findings of several deaths as the log knew them, before this server counted more deaths alone; by id.
     pub confirmed: HashMap<String, Arc<Finding>>,
 }
 
@@ -126,14 +126,14 @@ impl Table {
         }
     }
 
-    /// Remembers what the log knew of several deaths before this server, alone, finds more of them.
+    /// Remembers a finding of several deaths as the log knows it, before this server counts more deaths alone.
     pub fn confirm(&mut self, finding: Arc<Finding>) {
         if finding.count > 1 && !finding.ongoing && finding.resolved_ns == 0 {
             self.confirmed.insert(finding.id.clone(), finding);
         }
     }
 
-    /// What the log knew of findings that this server, alone, has added to, in the order of their ids.
+    /// Findings that this server changed while it was alone, as the log knew them before, sorted by id.
     pub fn confirmed_and_added_to(&self) -> Vec<Arc<Finding>> {
         let is_added_to = |of: &&Arc<Finding>| self.findings.get(&of.id).is_some_and(|known| known != *of);
         let mut confirmed: Vec<_> = self.confirmed.values().filter(is_added_to).cloned().collect();
