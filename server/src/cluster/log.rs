@@ -49,14 +49,20 @@ pub enum LogError {
     Connect { url: String, error: String },
     #[error("{path}: {error}")]
     File { path: String, error: std::io::Error },
-    #[error(
-        "JetStream: {what}: {error}; is JetStream on, has it room for cluster.max_bytes and 768 MiB, may this user use it?"
-    )]
+    #[error("JetStream: {what}: {error}; {}", hint(error))]
     JetStream { what: &'static str, error: String },
     #[error(
         "the stream {stream} in NATS is not Tapio's, it has the subjects {subjects}: set another cluster.name, or remove that stream"
     )]
     Foreign { stream: String, subjects: String },
+}
+
+/// What an operator looks at after such an error.
+fn hint(error: &str) -> &'static str {
+    match error.contains("timed out") || error.contains("in time") {
+        true => "NATS's log says why it does not answer: its disk may be full, or its streams have no leader",
+        false => "is JetStream on, has it room for cluster.max_bytes and 768 MiB, may this user use it?",
+    }
 }
 
 pub(super) fn jetstream(what: &'static str) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> LogError {
@@ -308,6 +314,15 @@ async fn options(config: &ClusterSection, connections: &Arc<Connections>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_of_nats_says_what_to_look_at() {
+        let said = |error: &'static str| jetstream("the facts")(error.into()).to_string();
+        for late in ["jetstream request timed out", "no message came in time"] {
+            assert!(said(late).contains("its disk may be full"), "{}", said(late));
+        }
+        assert!(said("jetstream not enabled").contains("is JetStream on"));
+    }
 
     #[test]
     fn a_message_follows_only_what_its_own_log_has() {

@@ -1,6 +1,7 @@
 //! Findings of several deaths that an earlier run made, and that this one may go on with.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -16,9 +17,48 @@ use crate::findings::series::Former;
 #[derive(Default)]
 pub(super) struct Formers {
     by_evidence: HashMap<EvidenceId, Vec<String>, RandomState>,
-    by_pattern: HashMap<String, HashSet<String>>,
+    by_place: HashMap<(String, Place), Vec<String>>,
     /// What a replay found that may be a part of one of them, by id.
     pub parts: HashMap<String, Finding>,
+}
+
+/// Where the deaths of a finding happened. Deaths of one entity, or of one container of a pod or of a workload, have one in common.
+#[derive(PartialEq, Eq, Hash)]
+enum Place {
+    Entity(u64),
+    Pod { uid: String, container: String },
+    Workload { namespace: String, name: String, container: String },
+}
+
+impl Place {
+    fn all_of(entity: &EntityRef) -> impl Iterator<Item = Self> {
+        let container = || entity.container.clone();
+        let pod =
+            (!entity.pod_uid.is_empty()).then(|| Self::Pod { uid: entity.pod_uid.clone(), container: container() });
+        let workload = (!entity.workload.is_empty()).then(|| Self::Workload {
+            namespace: entity.namespace.clone(),
+            name: entity.workload.clone(),
+            container: container(),
+        });
+        [Some(Self::Entity(entity.id)), pod, workload].into_iter().flatten()
+    }
+}
+
+/// Adds an id to those that are found by a key.
+fn add_id<K: Hash + Eq, S: BuildHasher>(ids_by: &mut HashMap<K, Vec<String>, S>, key: K, id: &str) {
+    let ids = ids_by.entry(key).or_default();
+    if !ids.iter().any(|known| known == id) {
+        ids.push(id.to_owned());
+    }
+}
+
+/// Takes an id out of those that are found by a key.
+fn remove_id<K: Hash + Eq, S: BuildHasher>(ids_by: &mut HashMap<K, Vec<String>, S>, key: &K, id: &str) {
+    let Some(ids) = ids_by.get_mut(key) else { return };
+    ids.retain(|known| known != id);
+    if ids.is_empty() {
+        ids_by.remove(key);
+    }
 }
 
 /// Whether it may grow.
@@ -47,29 +87,20 @@ impl Formers {
         if !is_group(finding) {
             return;
         }
-        self.by_pattern.entry(finding.pattern.clone()).or_default().insert(finding.id.clone());
+        for place in finding.entity.iter().flat_map(Place::all_of) {
+            add_id(&mut self.by_place, (finding.pattern.clone(), place), &finding.id);
+        }
         for evidence in pieces(finding) {
-            let ids = self.by_evidence.entry(evidence).or_default();
-            if !ids.contains(&finding.id) {
-                ids.push(finding.id.clone());
-            }
+            add_id(&mut self.by_evidence, evidence, &finding.id);
         }
     }
 
     pub fn remove(&mut self, finding: &Finding) {
-        if let Some(ids) = self.by_pattern.get_mut(&finding.pattern) {
-            ids.remove(&finding.id);
-            if ids.is_empty() {
-                self.by_pattern.remove(&finding.pattern);
-            }
+        for place in finding.entity.iter().flat_map(Place::all_of) {
+            remove_id(&mut self.by_place, &(finding.pattern.clone(), place), &finding.id);
         }
         for evidence in pieces(finding) {
-            if let Some(ids) = self.by_evidence.get_mut(&evidence) {
-                ids.retain(|id| *id != finding.id);
-                if ids.is_empty() {
-                    self.by_evidence.remove(&evidence);
-                }
-            }
+            remove_id(&mut self.by_evidence, &evidence, &finding.id);
         }
     }
 
@@ -86,7 +117,8 @@ impl Table {
 
     fn is_within(&self, finding: &Finding, is_of_same: fn(&EntityRef, &EntityRef) -> bool) -> bool {
         let Some(entity) = &finding.entity else { return false };
-        let ids = self.formers.by_pattern.get(&finding.pattern).into_iter().flatten();
+        let ids_at = |place| self.formers.by_place.get(&(finding.pattern.clone(), place)).into_iter().flatten();
+        let ids = Place::all_of(entity).flat_map(ids_at);
         let mut formers = ids.filter_map(|id| self.findings.get(id)).filter(|former| !self.is_replayed(former));
         formers.any(|former| {
             (former.started_ns..=former.ended_ns).contains(&finding.started_ns)
@@ -111,7 +143,7 @@ impl Table {
 impl FindingStore {
     /// Whether there are any.
     pub fn has_formers(&self) -> bool {
-        !self.read().formers.by_pattern.is_empty()
+        !self.read().formers.by_evidence.is_empty()
     }
 
     /// The deaths that they name, each with its pattern.
