@@ -15,6 +15,7 @@ mod archive_restore;
 mod archive_retention;
 mod archive_support;
 mod auth;
+mod cluster_cut;
 mod cluster_deliver;
 mod cluster_faults;
 mod cluster_foreign;

@@ -392,7 +392,7 @@ impl Series {
         let counted = self.evicted.iter().flat_map(|evicted| &evicted.tail).copied().chain(of_anchors);
         // What the earlier run knew besides.
         let count = former.count.saturating_sub(known_count);
-        let late = (from.clue.realtime_ns < sent_again_ns).then(|| Late {
+        let late = (former.started_ns < sent_again_ns).then(|| Late {
             started_ns: former.started_ns,
             from: Arc::clone(from),
             last: Arc::clone(&last),

@@ -67,8 +67,8 @@ struct Watched {
     /// What an earlier run found, each with its last death.
     formers: Vec<(Former, EvidenceId)>,
     has_restarted: bool,
-    /// What that run counted may come again.
-    comes_again: bool,
+    /// What happened before this moment, nanoseconds since 1970, may come again.
+    sent_again_ns: u64,
 }
 
 impl Watched {
@@ -79,7 +79,7 @@ impl Watched {
             standing: Standing::new(),
             formers: Vec::new(),
             has_restarted: false,
-            comes_again: false,
+            sent_again_ns: 0,
         }
     }
 
@@ -112,7 +112,7 @@ impl Watched {
                     && of.members.iter().any(|death| death.clue.evidence == *last)
             };
             let former = self.formers.iter().find(is_its);
-            let sent_again_ns = if self.comes_again { u64::MAX } else { 0 };
+            let sent_again_ns = self.sent_again_ns;
             let adopted = former
                 .and_then(|(former, last)| Some((former, self.deaths.adopt(&of, former, (*last, sent_again_ns))?)));
             match adopted {
@@ -289,10 +289,11 @@ fn a_restart_changes_no_finding_of_several_deaths() {
     }
 }
 
-/// NATS has lost everything: this server knows some of the deaths at once, and others send the rest again later.
+/// NATS has lost everything, or what is older than some moment: this server knows some of the deaths at once, and others send the
+/// rest again later.
 #[test]
 fn what_comes_again_after_a_lost_log_counts_once() {
-    for seed in 0..300 {
+    for seed in 0..600 {
         let mut random = fastrand::Rng::with_seed(seed);
         // Of two containers of a pod each has its own series; those of a workload have one together.
         let (kind, containers) = [(2, 1), (3, 1), (3, 4), (4, 2)][seed as usize % 4];
@@ -312,11 +313,16 @@ fn what_comes_again_after_a_lost_log_counts_once() {
         (0..stopped).for_each(|place| first.settle(&all[place], kind, &known(&every, place)));
 
         let mut again = Watched::new();
-        (again.standing, again.has_restarted, again.comes_again) = (first.standing.clone(), true, true);
+        (again.standing, again.has_restarted) = (first.standing.clone(), true);
         // The archive of this one has the last death, and what is sent again may be older than what it replays.
         let from = random.usize(0..stopped - 1);
+        let begins = if seed % 8 < 4 { stopped } else { from.max(1) + random.usize(0..=stopped - from.max(1)) };
+        let is_lasting = |place: usize| place >= begins || place + containers as usize >= stopped;
+        let is_all_lost = begins == stopped;
         let (mut own, mut late): (Vec<usize>, Vec<usize>) =
-            (from..stopped).partition(|place| *place + containers as usize >= stopped || random.bool());
+            (from..stopped).partition(|place| is_lasting(*place) || is_all_lost && random.bool());
+        let of_log = || own.iter().map(|place| all[*place].clue.realtime_ns);
+        again.sent_again_ns = if is_all_lost { u64::MAX } else { of_log().min().unwrap_or(u64::MAX) };
         random.shuffle(&mut own);
         random.shuffle(&mut late);
         let mut places = BTreeSet::new();
