@@ -24,7 +24,7 @@ pub struct Measured {
     pub pattern: Option<String>,
     pub finding_id: Option<String>,
     pub latency_us: Option<u64>,
-    /// Latency at the last of further servers that are watched.
+    /// Latency at the last of the servers, where several are watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub elsewhere_latency_us: Option<u64>,
 }
@@ -38,7 +38,7 @@ pub struct Series {
     pub missing: usize,
     /// Latency from the last event of a finding's evidence to its arrival here.
     pub latency_us: Summary,
-    /// Latency at the last of further servers that are watched.
+    /// Latency at the last of the servers, where several are watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub elsewhere_latency_us: Option<Summary>,
 }
@@ -74,7 +74,10 @@ pub fn run(
                 Some((pattern, id, us)) if index == 0 => {
                     (measured.pattern, measured.finding_id, measured.latency_us) = (Some(pattern), Some(id), Some(us));
                 }
-                Some((.., us)) => measured.elsewhere_latency_us = measured.elsewhere_latency_us.max(Some(us)),
+                Some((.., us)) => {
+                    let later = [measured.latency_us, measured.elsewhere_latency_us, Some(us)];
+                    measured.elsewhere_latency_us = later.into_iter().max().flatten();
+                }
                 None => is_missing = true,
             }
         }

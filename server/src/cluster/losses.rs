@@ -19,6 +19,10 @@ pub const SILENT_AFTER: Duration = Duration::from_secs(15);
 const GONE_AFTER: Duration = Duration::from_secs(180);
 /// A silent server is given up after this in any case: nothing of it is in the log any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
+/// Time for which a server that was given up is remembered: what its archive had is in no answer.
+const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Such servers remembered.
+const GONE_MAX: usize = 64;
 /// Time for which a server counts as silent after an unreadable message.
 const UNREAD_FOR: Duration = Duration::from_secs(60);
 /// How long after a missing message no stretch of frames counts: what its frames led to may have been in that message.
@@ -68,6 +72,8 @@ pub struct Other {
 struct Inner {
     coverage: Coverage,
     heard: BTreeMap<String, Heard>,
+    /// Servers that were given up and had not announced their end.
+    gone: BTreeMap<String, Heard>,
     /// Servers whose messages could not be read, and when the last one came.
     unread: BTreeMap<String, u64>,
     /// When the first message after a missing one was written, and the last one that was read.
@@ -96,6 +102,7 @@ impl ClusterLosses {
         if !address.is_empty() && known.address != address {
             known.address = address.to_owned();
         }
+        inner.gone.remove(server);
         inner.look(at_ns)
     }
 
@@ -113,6 +120,18 @@ impl ClusterLosses {
                 nodes: inner.coverage.nodes_of(server),
             })
             .collect()
+    }
+
+    /// Servers that were given up and had not announced their end. Their archives are in no answer.
+    pub fn gone(&self) -> Vec<Other> {
+        let of = |(server, heard): (&String, &Heard)| Other {
+            server: server.clone(),
+            address: String::new(),
+            heard_ns: heard.at_ns,
+            is_silent: true,
+            nodes: Vec::new(),
+        };
+        self.lock().gone.iter().map(of).collect()
     }
 
     /// A message of a server could not be read. True when another set of servers is silent than before.
@@ -195,14 +214,24 @@ impl Inner {
         let coverage = &self.coverage;
         let has_silent = self.heard.values().any(|heard| age(heard.at_ns) >= SILENT_AFTER);
         let all: Vec<Heard> = if has_silent { self.heard.values().cloned().collect() } else { Vec::new() };
+        let gone = &mut self.gone;
         self.heard.retain(|server, heard| {
             let age = age(heard.at_ns);
             // It came back under another name. What is missing of its nodes is known by their frames.
             if age >= SILENT_AFTER && all.iter().any(|other| other.took_over(heard)) {
                 return false;
             }
-            age < GONE_AFTER || age < FORGOTTEN_AFTER && !coverage.nodes_of(server).is_empty()
+            let is_kept = age < GONE_AFTER || age < FORGOTTEN_AFTER && !coverage.nodes_of(server).is_empty();
+            if !is_kept {
+                gone.insert(server.clone(), heard.clone());
+            }
+            is_kept
         });
+        gone.retain(|_, heard| age(heard.at_ns) < REMEMBERED_FOR);
+        while gone.len() > GONE_MAX {
+            let oldest = gone.iter().min_by_key(|(_, heard)| heard.at_ns).map(|(server, _)| server.clone());
+            oldest.map(|server| gone.remove(&server));
+        }
         self.unread.retain(|server, unread_ns| {
             let named_for = if server == DELETED { DELETED_FOR } else { UNREAD_FOR };
             age(*unread_ns) < named_for
@@ -289,5 +318,12 @@ mod tests {
         losses.left("e", 251 * S);
         losses.heard("a", "", 400 * S);
         assert!(losses.silent().is_empty(), "no node had shipped to it last");
+        // What it archived is missing still.
+        assert_eq!(
+            losses.gone().iter().map(|other| (&*other.server, other.heard_ns)).collect::<Vec<_>>(),
+            [("c", 202 * S)]
+        );
+        losses.heard("c", "", 401 * S);
+        assert!(losses.gone().is_empty() && losses.silent().is_empty());
     }
 }

@@ -158,6 +158,11 @@ impl Cluster {
         self.losses.others(&self.server)
     }
 
+    /// Servers that were given up: see [`ClusterLosses::gone`].
+    pub fn gone(&self) -> Vec<Other> {
+        self.losses.gone()
+    }
+
     /// Watches the threads, and lets `/readyz` show what this server may not know.
     pub fn watch(&self, vitals: &Vitals) {
         let link = Arc::clone(&self.link);

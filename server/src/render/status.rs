@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tapio_wire::program::units::{human_bytes, human_duration};
-use tapio_wire::service::{NodeStatus, StatusResponse};
+use tapio_wire::service::{NodeStatus, StatusResponse, Unanswered};
 
 use super::layout::{Style, clean, table};
 use super::time::for_people;
@@ -21,7 +21,7 @@ pub fn status(style: Style, status: &StatusResponse) -> String {
     };
     let _ = writeln!(
         out,
-        "{} {readiness} · revision {} · up {}",
+        "{} {readiness} · version {} · up {}",
         style.bold("tapio-server"),
         clean(&status.revision),
         human_duration(status.uptime_ns)
@@ -159,7 +159,7 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
         .collect();
     out.push_str(&table(
         style,
-        &["SERVER", "ADDRESS", "STATE", "FINDINGS", "REVISION"],
+        &["SERVER", "ADDRESS", "STATE", "FINDINGS", "VERSION"],
         &[false, false, false, true, false],
         &rows,
     ));
@@ -177,11 +177,19 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
         }
     }
     for missing in &status.incomplete {
-        let _ = writeln!(
-            out,
-            "  {}",
-            style.bad(&format!("no answer from {}: {}", clean(&missing.server), clean(&missing.reason)))
-        );
+        let _ = writeln!(out, "  {}", style.bad(&lacking(status, missing)));
+    }
+}
+
+/// Whose part is missing, and why. One that answered has its trouble with the log said already.
+fn lacking(status: &StatusResponse, missing: &Unanswered) -> String {
+    let name = clean(&missing.server);
+    match status.servers.iter().find(|server| server.server == missing.server) {
+        Some(answered) => {
+            let said = format!("; {}", answered.log_trouble);
+            format!("{name}: {}", clean(missing.reason.strip_suffix(&said).unwrap_or(&missing.reason)))
+        }
+        None => format!("no answer from {name}: {}", clean(&missing.reason)),
     }
 }
 
@@ -220,7 +228,7 @@ const ELSEWHERE: [(ElsewhereKind, &str); 2] = [
     ),
     (
         ElsewhereKind::EmptyArchive,
-        "empty_archive: the archive was empty at the start. The server is new, or its disk was emptied and they are gone",
+        "empty_archive: the archive was empty at the start. The server is new, and another one has them, or its disk was emptied",
     ),
 ];
 

@@ -41,12 +41,15 @@ impl File {
 
     pub fn write<'a>(&self, silences: impl Iterator<Item = &'a Silence>) -> io::Result<()> {
         let bytes = serde_json::to_vec(&silences.collect::<Vec<_>>())?;
+        let dir = self.0.parent().unwrap_or(Path::new("."));
+        // On the first start the archive has not made it yet.
+        fs::create_dir_all(dir)?;
         let beside = self.beside("new");
         let mut file = fs::File::create(&beside)?;
         file.write_all(&bytes)?;
         file.sync_data()?;
         fs::rename(&beside, &self.0)?;
-        fs::File::open(self.0.parent().unwrap_or(Path::new(".")))?.sync_all()
+        fs::File::open(dir)?.sync_all()
     }
 
     fn beside(&self, end: &str) -> PathBuf {

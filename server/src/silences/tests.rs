@@ -104,8 +104,10 @@ async fn silences_survive_a_restart_and_an_unreadable_file_is_saved() {
 #[tokio::test]
 async fn what_cannot_be_kept_does_not_hold() {
     let folder = tempfile::tempdir().expect("a folder");
-    let silences = Arc::new(Silences::open(&folder.path().join("gone")));
-    let refused = silences.add(wanted("crashed", "", ""), "").await.expect_err("there is no folder");
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").expect("written");
+    let silences = Arc::new(Silences::open(&file));
+    let refused = silences.add(wanted("crashed", "", ""), "").await.expect_err("it is no folder");
     assert!(matches!(refused, SilenceError::NotKept(_)), "{refused}");
     assert!(silences.list(true).is_empty());
 }

@@ -105,7 +105,8 @@ pub async fn run(server: &ServerAt, arguments: &Arguments) -> Result<(), Failure
         false => "it holds names of pods, nodes and images: read it before you send it, or use --redact",
     };
     let (findings, events) = (besides.len() + 1, events.len());
-    print(&format!("{shown}: {findings} findings, {events} events; {holds}\n"))
+    let plural = if findings == 1 { "" } else { "s" };
+    print(&format!("{shown}: {findings} finding{plural}, {events} events; {holds}\n"))
 }
 
 /// Other findings of the same workload, or else pod.
