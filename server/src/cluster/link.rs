@@ -33,6 +33,8 @@ pub struct Link {
     pub rebuilds: AtomicU64,
     /// How often the log had deleted messages that were not read yet.
     pub fell_behind: AtomicU64,
+    /// How much of the time that is read again after a restart the log no longer has; nanoseconds.
+    pub short_ns: AtomicU64,
     /// How often the reader found that the log had lost messages, or was another one.
     pub losses_seen: AtomicU64,
     /// Nothing more is published.
@@ -96,6 +98,7 @@ impl Default for Link {
             overflowed: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
             fell_behind: AtomicU64::new(0),
+            short_ns: AtomicU64::new(0),
             losses_seen: AtomicU64::new(0),
             frozen: AtomicBool::new(false),
             rebuild: Notify::new(),
@@ -269,6 +272,17 @@ impl Link {
         let mut namesakes = self.namesakes.lock().unwrap_or_else(PoisonError::into_inner);
         namesakes.retain(|_, at| at.elapsed() < NAMESAKES_FOR);
         namesakes.keys().cloned().collect()
+    }
+
+    /// Takes in how much of the time that is read again after a restart the log no longer has.
+    pub(super) fn set_short(&self, short: Duration) {
+        let was_ns = self.short_ns.swap(short.as_nanos() as u64, Ordering::Relaxed);
+        if was_ns == 0 && !short.is_zero() {
+            tracing::warn!(
+                ?short,
+                "the servers' log is full and does not reach back as far as patterns look: raise cluster.max_bytes and NATS's room"
+            );
+        }
     }
 
     fn lock_troubles(&self) -> MutexGuard<'_, Troubles> {

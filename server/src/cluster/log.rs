@@ -21,7 +21,7 @@ use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
 use async_nats::jetstream::context::{Context, ContextBuilder};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, Stream};
 use async_nats::{Auth, AuthError, ConnectOptions, HeaderMap};
 use futures::StreamExt as _;
 use tapio_wire::event::EntityId;
@@ -253,6 +253,16 @@ pub async fn next_within(
     }
 }
 
+/// How much of the time `keep` a log no longer has: its first messages were deleted, since it is full.
+pub(super) fn short_of(info: &Info, keep: Duration) -> Duration {
+    let state = &info.state;
+    if state.first_sequence <= 1 || state.messages == 0 {
+        return Duration::ZERO;
+    }
+    let has = (state.last_timestamp - state.first_timestamp).try_into().unwrap_or_default();
+    keep.saturating_sub(has)
+}
+
 /// Reads a stream in order, from the message of this number on, or from the first one that there is.
 ///
 /// # Errors
@@ -280,7 +290,8 @@ async fn options(config: &ClusterSection, connections: &Arc<Connections>) -> Res
             ConnectOptions::with_auth_callback(move |_| {
                 let (user, file) = (user.clone(), file.clone());
                 async move {
-                    let password = tokio::fs::read_to_string(&file).await.map_err(AuthError::new)?;
+                    let unreadable = |error| AuthError::new(format!("cannot read {}: {error}", file.display()));
+                    let password = tokio::fs::read_to_string(&file).await.map_err(unreadable)?;
                     let mut auth = Auth::new();
                     auth.username = Some(user);
                     auth.password = Some(password.trim_end().to_owned());

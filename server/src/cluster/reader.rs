@@ -198,6 +198,7 @@ impl Reader {
                         info => info.map_err(|error| broken(&error))?,
                     };
                     has_moved = false;
+                    self.link.set_short(log::short_of(&info, self.keep));
                     let read_seq = position.map_or(0, |at| at.seq);
                     if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < read_seq {
                         return Err(broken(&"it is another log"));

@@ -333,6 +333,7 @@ struct ClusterMetrics {
     left_out: IntCounter,
     rebuilds: IntCounter,
     fell_behind: IntCounter,
+    short: Gauge,
     leads: IntGauge,
     leader_changes: IntCounter,
 }
@@ -393,6 +394,10 @@ impl ClusterMetrics {
                 "tapio_server_log_fell_behind_total",
                 "Times that the servers' log deleted messages before this server had read them.",
             )?,
+            short: Gauge::new(
+                "tapio_server_log_short_seconds",
+                "Seconds that the servers' log, which is full, lacks of the time that is read again after a restart; 0 if it has all.",
+            )?,
             leads: IntGauge::new(
                 "tapio_server_log_leader",
                 "1 while this server is the leader; at most one server is.",
@@ -404,7 +409,7 @@ impl ClusterMetrics {
         })
     }
 
-    fn all(&self) -> [&dyn Collector; 13] {
+    fn all(&self) -> [&dyn Collector; 14] {
         [
             &self.alone,
             &self.behind,
@@ -417,6 +422,7 @@ impl ClusterMetrics {
             &self.left_out,
             &self.rebuilds,
             &self.fell_behind,
+            &self.short,
             &self.leads,
             &self.leader_changes,
         ]
@@ -435,6 +441,7 @@ impl Collector for ClusterMetrics {
         self.silent.set(self.losses.silent().len() as i64);
         self.waiting.set(link.entries_waiting(&self.outgoing) as i64);
         self.healing.set(link.healing_for().map_or(0.0, |lasted| lasted.as_secs_f64()));
+        self.short.set(Duration::from_nanos(link.short_ns.load(Ordering::Relaxed)).as_secs_f64());
         self.leads.set(i64::from(self.leadership.term().is_some()));
         let left_out = self.outgoing.left_out() + link.overflowed.load(Ordering::Relaxed);
         for (counter, now) in [

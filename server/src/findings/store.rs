@@ -5,6 +5,7 @@
 //! last. A finding that was taken over by another is still found by its old id, and watchers are notified. `published_ns` rises
 //! with every publication, so a watcher knows what it has missed.
 
+mod by_node;
 mod formers;
 mod states;
 mod table;

@@ -5,6 +5,7 @@
 //! only, so nobody is asked twice. The asker has the same identity at the peers as at this server.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -112,6 +113,7 @@ impl Peers {
             alone: link.is_alone(),
             healing_ns: link.healing_for().map_or(0, |lasted| lasted.as_nanos().max(1) as u64),
             log_trouble: link.trouble().unwrap_or_default(),
+            log_short_ns: link.short_ns.load(Ordering::Relaxed),
             leads: self.cluster.leadership().term().is_some(),
             ..standing(own)
         }];
@@ -361,6 +363,7 @@ fn add(own: &mut StatusResponse, other: &Other, part: StatusResponse) {
         leads: peer.leads,
         healing_ns: peer.healing_ns,
         log_trouble: peer.log_trouble,
+        log_short_ns: peer.log_short_ns,
         ..standing(&part)
     });
     own.nodes.extend(part.nodes.into_iter().map(|mut node| {

@@ -206,6 +206,7 @@ pub fn status_value(status: &StatusResponse) -> Value {
                 "leads": server.leads,
                 "healing_ns": server.healing_ns,
                 "log_trouble": server.log_trouble,
+                "log_short_ns": server.log_short_ns,
             })
         };
         value.insert("servers".into(), status.servers.iter().map(server).collect());

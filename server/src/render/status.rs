@@ -176,6 +176,14 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
             let _ = writeln!(out, "  {}", style.bad(&text));
         }
     }
+    if let Some(short_ns) = status.servers.iter().map(|server| server.log_short_ns).max().filter(|ns| *ns > 0) {
+        let text = format!(
+            "the servers' log is full and lacks {} of what a restarted server reads again, which may then find otherwise: raise \
+             cluster.max_bytes and NATS's room",
+            human_duration(short_ns)
+        );
+        let _ = writeln!(out, "  {}", style.bad(&text));
+    }
     for missing in &status.incomplete {
         let _ = writeln!(out, "  {}", style.bad(&lacking(status, missing)));
     }

@@ -4,7 +4,7 @@ use tapio_wire::service::Finding;
 
 use super::FindingStore;
 use crate::correlate::clue::EvidenceId;
-use crate::findings::restored::is_of_part;
+use crate::findings::restored::{is_of_part, subjects};
 
 impl FindingStore {
     /// Whether an earlier run found something about one of these entities that this run has not found again.
@@ -61,7 +61,11 @@ impl FindingStore {
             if let Some(left) = inner.restored_states.get_mut(&key) {
                 left.retain(|known| *known != id);
             }
-            if !inner.restored_states.values().any(|left| left.contains(&id)) {
+            let is_left = |subject| {
+                let left = inner.restored_states.get(&(finding.pattern.clone(), subject));
+                left.is_some_and(|left| left.contains(&id))
+            };
+            if !subjects(&finding).into_iter().any(is_left) {
                 ended.push((*finding).clone());
             }
         }

@@ -12,10 +12,11 @@ use tapio_wire::program::clock;
 use tapio_wire::service::{Evidence, Finding};
 
 use super::Position;
+use super::by_node::ByNode;
 use super::formers::Formers;
 use crate::correlate::Generations;
 use crate::correlate::clue::EvidenceId;
-use crate::findings::restored::{DeathKey, death_key, entity_of, node_of, subjects};
+use crate::findings::restored::{DeathKey, death_key, entity_of, subjects};
 
 /// Findings by id and in order, with what led to them.
 pub(super) struct Table {
@@ -39,8 +40,8 @@ pub(super) struct Table {
     pub restored_states: HashMap<(String, u64), Vec<String>>,
     pub findings: HashMap<String, Arc<Finding>>,
     pub order: BTreeSet<Position>,
-    /// How many findings are about what is on which node.
-    pub of_node: HashMap<String, usize>,
+    /// Which of them is evicted first.
+    pub by_node: ByNode,
     /// Ids of findings that another took over, and in which order.
     pub aliases: Generations<String, String>,
     pub alias_order: VecDeque<String>,
@@ -73,7 +74,7 @@ impl Table {
             restored_states: HashMap::new(),
             findings: HashMap::new(),
             order: BTreeSet::new(),
-            of_node: HashMap::new(),
+            by_node: ByNode::default(),
             aliases: Generations::new(findings_max),
             alias_order: VecDeque::new(),
             withdrawn: VecDeque::new(),
@@ -241,34 +242,23 @@ impl Table {
     /// known of others.
     pub fn make_room(&mut self, findings_max: usize) {
         while self.findings.len() > findings_max
-            && let Some(oldest) = self.oldest_of_the_most()
+            && let Some(oldest) = self.by_node.oldest_of_the_most().cloned()
         {
             if let Some(finding) = self.remove(&oldest.id) {
                 self.not_restored(&finding);
             }
+            self.unconfirmed.remove(&oldest.id);
+            self.confirmed.remove(&oldest.id);
             self.evicted += 1;
         }
     }
 
-    fn oldest_of_the_most(&self) -> Option<Position> {
-        let (node, _) = self.of_node.iter().max_by_key(|&(node, count)| (*count, node))?;
-        let of_it = || {
-            self.order.iter().filter_map(|position| {
-                let finding = self.findings.get(&position.id)?;
-                (node_of(finding) == node).then_some((position, finding))
-            })
-        };
-        // What goes on is true still.
-        let is_over = of_it().find(|(_, finding)| !finding.ongoing);
-        is_over.or_else(|| of_it().next()).map(|(position, _)| position.clone())
-    }
-
     pub fn insert(&mut self, finding: Arc<Finding>) {
         self.order.insert(position(&finding));
-        *self.of_node.entry(node_of(&finding).to_owned()).or_default() += 1;
-        if let Some(known) = self.findings.insert(finding.id.clone(), finding) {
+        if let Some(known) = self.findings.insert(finding.id.clone(), Arc::clone(&finding)) {
             self.displaced(&known);
         }
+        self.by_node.insert(&finding);
     }
 
     pub fn remove(&mut self, id: &str) -> Option<Arc<Finding>> {
@@ -283,7 +273,7 @@ impl Table {
         if self.findings.get(&finding.id).is_none_or(|known| position(known) != place) {
             self.order.remove(&place);
         }
-        count_down(&mut self.of_node, node_of(finding));
+        self.by_node.remove(finding);
     }
 
     pub fn alias(&mut self, id: String, successor: String, aliases_max: usize) {
@@ -312,6 +302,6 @@ fn count_down<K: Borrow<Q> + Hash + Eq, Q: Hash + Eq + ?Sized>(counts: &mut Hash
     }
 }
 
-fn position(finding: &Finding) -> Position {
+pub(super) fn position(finding: &Finding) -> Position {
     Position { ended_ns: finding.ended_ns, id: finding.id.clone() }
 }

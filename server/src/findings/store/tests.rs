@@ -23,7 +23,7 @@ fn a_node_evicts_its_own_findings_ongoing_ones_last() {
     assert_eq!((inner.findings.len(), inner.order.len()), (20, 20));
     let count = |start: &str| inner.findings.keys().filter(|id| id.starts_with(start)).count();
     assert_eq!((count("calm"), count("state"), count("loud")), (5, 1, 14));
-    assert_eq!((inner.of_node["calm"], inner.of_node["loud"]), (5, 15));
+    assert_eq!((inner.by_node.count("calm"), inner.by_node.count("loud")), (5, 15));
     assert!(inner.findings.contains_key("loud99"));
 }
 
