@@ -17,7 +17,7 @@ use tapio_perf::processes::{Collector, CollectorOptions, Process, Server, Server
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// What rules and dashboard take from others: kubelet, kube-state-metrics, Prometheus itself, our recording rules.
-const FOREIGN: [&str; 2] = ["kubelet_volume_stats_", "kube_daemonset_status_"];
+const FOREIGN: [&str; 4] = ["kubelet_volume_stats_", "kube_daemonset_status_", "kube_deployment_", "kube_statefulset_"];
 
 fn repository(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)

@@ -192,15 +192,14 @@ impl Reader {
                 message = messages.next() => message,
                 () = self.link.rebuild.notified() => return Ok(()),
                 _ = look.tick() => {
-                    let info = match stream.get_info().await {
+                    let info = match (stream.get_info().await, std::mem::take(&mut has_moved)) {
                         // Of a slow log the answer comes after the messages that are on their way.
-                        Err(_) if std::mem::take(&mut has_moved) => continue,
-                        info => info.map_err(|error| broken(&error))?,
+                        (Err(_), true) => continue,
+                        (info, _) => info.map_err(|error| broken(&error))?,
                     };
-                    has_moved = false;
                     self.link.set_short(log::short_of(&info, self.keep));
-                    let read_seq = position.map_or(0, |at| at.seq);
-                    if info.created.unix_timestamp_nanos() != created_ns || info.state.last_sequence < read_seq {
+                    let is_shorter = position.is_some_and(|at| info.state.last_sequence < at.seq);
+                    if is_shorter || info.created.unix_timestamp_nanos() != created_ns {
                         return Err(broken(&"it is another log"));
                     }
                     if let Some(anew) = self.read_anew(log, stream, &mut connects).await? {
