@@ -346,6 +346,9 @@ fn a_server_that_fell_behind_says_so_and_goes_on() {
     proxy.hold(false);
     until("b says so", || (b.cluster.link().fell_behind.load(Ordering::Relaxed) >= 1).then_some(()));
     until("the log's end", || b.cluster.link().is_caught_up().then_some(()));
+    until("both say how little is left", || {
+        [&a, &b].iter().all(|of| of.cluster.link().short_ns.load(Ordering::Relaxed) > 0).then_some(())
+    });
     let entity = late.kube_container("Deployment/late", "shop/late-0", "late");
     // When the first frame that b knows was begun, b cannot say: only what comes after it is known to be complete.
     late.lethal(19_000 * SECOND);

@@ -21,7 +21,7 @@ use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
 use async_nats::jetstream::context::{Context, ContextBuilder};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, State as StreamState, Stream};
 use async_nats::{Auth, AuthError, ConnectOptions, HeaderMap};
 use futures::StreamExt as _;
 use tapio_wire::event::EntityId;
@@ -39,6 +39,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(2);
 pub const SERVER_HEADER: &str = "Tapio-Server";
 /// What a message rests on: see [`Ground`].
 pub const GROUND_HEADER: &str = "Tapio-Ground";
+/// A log that lacks less than this is one whose oldest messages were deleted by their age.
+const AGED_MARGIN: Duration = Duration::from_secs(60);
 /// The largest message.
 pub const MESSAGE_BYTES_MAX: usize = 512 << 10;
 
@@ -253,14 +255,22 @@ pub async fn next_within(
     }
 }
 
-/// How much of the time `keep` a log no longer has: its first messages were deleted, since it is full.
+/// How much of the time `keep` a log no longer has, because it is full; nothing where messages were only deleted by their age.
 pub(super) fn short_of(info: &Info, keep: Duration) -> Duration {
-    let state = &info.state;
-    if state.first_sequence <= 1 || state.messages == 0 {
+    short(&info.state, info.config.max_bytes, keep)
+}
+
+fn short(state: &StreamState, max_bytes: i64, keep: Duration) -> Duration {
+    let is_full = max_bytes > 0 && state.bytes >= max_bytes as u64 / 4 * 3;
+    if !is_full || state.first_sequence <= 1 {
         return Duration::ZERO;
     }
-    let has = (state.last_timestamp - state.first_timestamp).try_into().unwrap_or_default();
-    keep.saturating_sub(has)
+    let has: Duration = (state.last_timestamp - state.first_timestamp).try_into().unwrap_or_default();
+    match keep.saturating_sub(has) {
+        // NATS deletes a message some time after its age is reached, and the last one was written a moment ago.
+        little if little < AGED_MARGIN => Duration::ZERO,
+        short => short,
+    }
 }
 
 /// Reads a stream in order, from the message of this number on, or from the first one that there is.
@@ -325,6 +335,21 @@ async fn options(config: &ClusterSection, connections: &Arc<Connections>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_full_log_is_too_short() {
+        let of = |first_seq: u64, bytes: u64, first_ts: &str| -> Duration {
+            let state = serde_json::json!({
+                "messages": 10, "bytes": bytes, "first_seq": first_seq, "first_ts": first_ts, "last_seq": first_seq + 9,
+                "last_ts": "2026-11-28T10:00:00Z", "consumer_count": 1,
+            });
+            short(&serde_json::from_value(state).expect("a state"), 1000, Duration::from_secs(3600))
+        };
+        assert_eq!(of(400, 990, "2026-11-28T09:50:00Z"), Duration::from_secs(3000));
+        assert_eq!(of(400, 990, "2026-11-28T09:00:01Z"), Duration::ZERO, "by age");
+        assert_eq!(of(400, 90, "2026-11-28T09:50:00Z"), Duration::ZERO, "emptied");
+        assert_eq!(of(1, 990, "2026-11-28T09:50:00Z"), Duration::ZERO, "young");
+    }
 
     #[test]
     fn an_error_of_nats_says_what_to_look_at() {
