@@ -81,6 +81,9 @@ pub fn run(
                 None => is_missing = true,
             }
         }
+        if is_missing {
+            measured.elsewhere_latency_us = None;
+        }
         series.missing += usize::from(is_missing);
         measured.latency_us.into_iter().for_each(|us| latencies.record(us, 1));
         measured.elsewhere_latency_us.into_iter().for_each(|us| elsewhere.record(us, 1));

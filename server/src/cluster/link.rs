@@ -33,7 +33,7 @@ pub struct Link {
     pub rebuilds: AtomicU64,
     /// How often the log had deleted messages that were not read yet.
     pub fell_behind: AtomicU64,
-    /// How much of the time that is read again after a restart the log no longer has; nanoseconds.
+    /// By how much the full log is shorter than what a restarted server reads; nanoseconds.
     pub short_ns: AtomicU64,
     /// How often the reader found that the log had lost messages, or was another one.
     pub losses_seen: AtomicU64,
@@ -274,7 +274,7 @@ impl Link {
         namesakes.keys().cloned().collect()
     }
 
-    /// Takes in how much of the time that is read again after a restart the log no longer has.
+    /// Takes in by how much the full log is shorter than what a restarted server reads.
     pub(super) fn set_short(&self, short: Duration) {
         let was_ns = self.short_ns.swap(short.as_nanos() as u64, Ordering::Relaxed);
         if was_ns == 0 && !short.is_zero() {

@@ -39,7 +39,7 @@ const RECONNECT_MAX: Duration = Duration::from_secs(2);
 pub const SERVER_HEADER: &str = "Tapio-Server";
 /// What a message rests on: see [`Ground`].
 pub const GROUND_HEADER: &str = "Tapio-Ground";
-/// A log that lacks less than this is one whose oldest messages were deleted by their age.
+/// A smaller lack is normal expiry.
 const AGED_MARGIN: Duration = Duration::from_secs(60);
 /// The largest message.
 pub const MESSAGE_BYTES_MAX: usize = 512 << 10;
@@ -255,13 +255,14 @@ pub async fn next_within(
     }
 }
 
-/// How much of the time `keep` a log no longer has, because it is full; nothing where messages were only deleted by their age.
+/// By how much a full log is shorter than `keep`; nothing where messages were only deleted by their age.
 pub(super) fn short_of(info: &Info, keep: Duration) -> Duration {
     short(&info.state, info.config.max_bytes, keep)
 }
 
 fn short(state: &StreamState, max_bytes: i64, keep: Duration) -> Duration {
-    let is_full = max_bytes > 0 && state.bytes >= max_bytes as u64 / 4 * 3;
+    let room = 2 * MESSAGE_BYTES_MAX.min(max_bytes.max(0) as usize / 8) as u64;
+    let is_full = max_bytes > 0 && state.bytes + room >= max_bytes as u64;
     if !is_full || state.first_sequence <= 1 {
         return Duration::ZERO;
     }
@@ -347,6 +348,7 @@ mod tests {
         };
         assert_eq!(of(400, 990, "2026-11-28T09:50:00Z"), Duration::from_secs(3000));
         assert_eq!(of(400, 990, "2026-11-28T09:00:01Z"), Duration::ZERO, "by age");
+        assert_eq!(of(400, 700, "2026-11-28T09:50:00Z"), Duration::ZERO, "after a gap");
         assert_eq!(of(400, 90, "2026-11-28T09:50:00Z"), Duration::ZERO, "emptied");
         assert_eq!(of(1, 990, "2026-11-28T09:50:00Z"), Duration::ZERO, "young");
     }

@@ -19,10 +19,14 @@ pub const SILENT_AFTER: Duration = Duration::from_secs(15);
 const GONE_AFTER: Duration = Duration::from_secs(180);
 /// A silent server is given up after this in any case: nothing of it is in the log any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
-/// Time for which a server that was given up is remembered: what its archive had is in no answer.
+/// Time for which a server that was given up is remembered: answers lack its archive.
 const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Such servers remembered.
+/// At most this many of them are remembered.
 const GONE_MAX: usize = 64;
+/// Time after a server's last word in which it may still send messages that had waited.
+const LEAVING_FOR: Duration = Duration::from_secs(5);
+/// Nodes remembered of a server.
+const NODES_MAX: usize = 1024;
 /// Time for which a server counts as silent after an unreadable message.
 const UNREAD_FOR: Duration = Duration::from_secs(60);
 /// How long after a missing message no stretch of frames counts: what its frames led to may have been in that message.
@@ -46,6 +50,8 @@ struct Heard {
     /// When it said anything last, nanoseconds since 1970 by the log's clock.
     at_ns: u64,
     address: String,
+    /// Nodes whose frames it has archived since it was heard first.
+    nodes: BTreeSet<String>,
 }
 
 impl Heard {
@@ -74,6 +80,8 @@ struct Inner {
     heard: BTreeMap<String, Heard>,
     /// Servers that were given up and had not announced their end.
     gone: BTreeMap<String, Heard>,
+    /// Servers that announced their end a moment ago, and when.
+    left: BTreeMap<String, u64>,
     /// Servers whose messages could not be read, and when the last one came.
     unread: BTreeMap<String, u64>,
     /// When the first message after a missing one was written, and the last one that was read.
@@ -91,13 +99,22 @@ impl ClusterLosses {
 
     /// Forgets everything: the log is read again.
     pub fn clear(&self) {
-        *self.lock() = Inner::default();
+        let mut inner = self.lock();
+        // What is given up is not heard of again by reading.
+        *inner = Inner { gone: std::mem::take(&mut inner.gone), ..Inner::default() };
     }
 
     /// A server said something, and where it can be reached. True when another set of servers is silent than before.
     pub fn heard(&self, server: &str, address: &str, at_ns: u64) -> bool {
         let mut inner = self.lock();
-        let known = inner.heard.entry(server.to_owned()).or_insert_with(|| Heard { at_ns, address: String::new() });
+        if inner.left.contains_key(server) {
+            let is_leaving = inner.look(at_ns);
+            if inner.left.contains_key(server) {
+                return is_leaving;
+            }
+        }
+        let new = || Heard { at_ns, address: String::new(), nodes: BTreeSet::new() };
+        let known = inner.heard.entry(server.to_owned()).or_insert_with(new);
         known.at_ns = at_ns.max(known.at_ns);
         if !address.is_empty() && known.address != address {
             known.address = address.to_owned();
@@ -129,7 +146,7 @@ impl ClusterLosses {
             address: String::new(),
             heard_ns: heard.at_ns,
             is_silent: true,
-            nodes: Vec::new(),
+            nodes: heard.nodes.iter().cloned().collect(),
         };
         self.lock().gone.iter().map(of).collect()
     }
@@ -156,6 +173,7 @@ impl ClusterLosses {
     pub fn left(&self, server: &str, at_ns: u64) -> bool {
         let mut inner = self.lock();
         inner.heard.remove(server);
+        inner.left.insert(server.to_owned(), at_ns);
         inner.look(at_ns)
     }
 
@@ -172,12 +190,25 @@ impl ClusterLosses {
         self.lock().silent.clone()
     }
 
+    /// How many servers have been silent for [`SILENT_AFTER`] and had not announced their end; none while this server hears nobody.
+    pub fn unheard(&self) -> usize {
+        let inner = self.lock();
+        let is_unheard = |server: &&String| inner.heard.contains_key(*server) && !inner.unread.contains_key(*server);
+        if inner.alone.is_some() { 0 } else { inner.silent.iter().filter(is_unheard).count() }
+    }
+
     /// Takes in that a stretch of frames was worked through; see [`Coverage::take`]. Soon after a missing message it does not
     /// count: then its frames are published again from the archive.
     pub fn cover(&self, server: &str, covered: &Covered) -> Option<(u64, u64)> {
         let mut inner = self.lock();
         if inner.missed_ns.is_some_and(|missed_ns| is_rechecked(missed_ns, inner.now_ns)) {
             return None;
+        }
+        if let Some(heard) = inner.heard.get_mut(server)
+            && heard.nodes.len() < NODES_MAX
+            && !heard.nodes.contains(&*covered.node.name)
+        {
+            heard.nodes.insert(covered.node.name.to_string());
         }
         inner.coverage.take(server, covered)
     }
@@ -222,11 +253,12 @@ impl Inner {
                 return false;
             }
             let is_kept = age < GONE_AFTER || age < FORGOTTEN_AFTER && !coverage.nodes_of(server).is_empty();
-            if !is_kept {
+            if !is_kept && !heard.nodes.is_empty() {
                 gone.insert(server.clone(), heard.clone());
             }
             is_kept
         });
+        self.left.retain(|_, left_ns| age(*left_ns) < LEAVING_FOR);
         gone.retain(|_, heard| age(heard.at_ns) < REMEMBERED_FOR);
         while gone.len() > GONE_MAX {
             let oldest = gone.iter().min_by_key(|(_, heard)| heard.at_ns).map(|(server, _)| server.clone());
@@ -304,7 +336,14 @@ mod tests {
         assert!(!losses.lost(7, 0, 10).any());
         losses.heard("a", "", 200 * S);
         assert!(losses.left("b", 201 * S), "it said that it ends");
+        // A message that had waited is no sign of life.
+        assert!(!losses.heard("b", "", 202 * S) && losses.others("a").is_empty());
         losses.heard("c", "", 202 * S);
+        let point = Point { seq: 1, boottime_ns: S, realtime_ns: S, dropped: Dropped { events: 0, bulk: 0 } };
+        let node = NodeRef::named("n");
+        losses.cover("c", &Covered { node, epoch: 1, from: point.clone(), to: point.clone(), is_final: false });
+        let node = NodeRef::named("n");
+        losses.cover("a", &Covered { node, epoch: 2, from: point.clone(), to: point, is_final: false });
         losses.heard("a", "", 230 * S);
         assert_eq!(losses.silent(), ["c"]);
         // The same server, killed and named otherwise.
@@ -323,6 +362,9 @@ mod tests {
             losses.gone().iter().map(|other| (&*other.server, other.heard_ns)).collect::<Vec<_>>(),
             [("c", 202 * S)]
         );
+        assert_eq!(losses.gone()[0].nodes, ["n"]);
+        losses.clear();
+        assert_eq!(losses.gone().len(), 1, "reading the log again tells nothing of it");
         losses.heard("c", "", 401 * S);
         assert!(losses.gone().is_empty() && losses.silent().is_empty());
     }

@@ -396,7 +396,7 @@ impl ClusterMetrics {
             )?,
             short: Gauge::new(
                 "tapio_server_log_short_seconds",
-                "Seconds that the servers' log, which is full, lacks of the time that is read again after a restart; 0 if it has all.",
+                "Seconds by which the servers' log, which is full, is shorter than what a restarted server reads; 0 if it has all.",
             )?,
             leads: IntGauge::new(
                 "tapio_server_log_leader",
@@ -438,7 +438,7 @@ impl Collector for ClusterMetrics {
         let link = &self.link;
         self.alone.set(i64::from(link.is_alone()));
         self.behind.set(i64::from(!link.is_caught_up()));
-        self.silent.set(self.losses.silent().len() as i64);
+        self.silent.set(self.losses.unheard() as i64);
         self.waiting.set(link.entries_waiting(&self.outgoing) as i64);
         self.healing.set(link.healing_for().map_or(0.0, |lasted| lasted.as_secs_f64()));
         self.short.set(Duration::from_nanos(link.short_ns.load(Ordering::Relaxed)).as_secs_f64());

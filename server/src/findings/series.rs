@@ -23,6 +23,9 @@ const ALIKE_MAX: usize = 16;
 /// Anchors kept that each count several deaths.
 const COUNTING_MAX: usize = 16;
 
+/// How far the clocks of nodes and of NATS may be apart.
+const CLOCKS_APART_NS: u64 = 1_000_000_000;
+
 /// Groups of deaths kept whose anchors had to make room; of what is older still, the findings stand as they are.
 const SPANS_MAX: usize = 8;
 
@@ -394,6 +397,7 @@ impl Series {
         let count = former.count.saturating_sub(known_count);
         let late = (former.started_ns < sent_again_ns).then(|| Late {
             started_ns: former.started_ns,
+            before_ns: sent_again_ns.saturating_add(CLOCKS_APART_NS),
             from: Arc::clone(from),
             last: Arc::clone(&last),
             known: known.iter().map(|death| death.clue.evidence).chain(counted).collect(),

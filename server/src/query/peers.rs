@@ -30,7 +30,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT_OF_SILENT: Duration = Duration::from_secs(2);
 const LATE: &str = "it did not answer in time";
 const OTHER_VERSION: &str = "its messages in the servers' log cannot be read here: give all servers the same version; if they have it, they are damaged";
-const GONE: &str = "it is gone and had not announced its end: events that only its archive had are missing";
+const GONE: &str =
+    "it has been silent for minutes and had not announced its end: events that only its archive has are missing";
 const NAMESAKES: &str = "two servers have this name, and only one of them is asked: give each another cluster.server";
 /// Time for which a peer that did not answer is not asked again: one request of an operator asks it several times.
 const REST_AFTER_SILENCE: Duration = Duration::from_secs(10);
@@ -185,7 +186,9 @@ impl Peers {
         let of_others = join_all(others.iter().map(|other| self.events_of(other, request, metadata)));
         let (own, of_others) = tokio::join!(own_events(own, choice), of_others);
         let (mut parts, mut incomplete) = (Vec::new(), self.doubts());
-        let gone = self.cluster.gone().into_iter().filter(|other| other.heard_ns >= since_ns);
+        let is_asked = |node: &String| request.node.is_empty() || *node == request.node;
+        let is_concerned = |other: &Other| other.heard_ns >= since_ns && other.nodes.iter().any(is_asked);
+        let gone = self.cluster.gone().into_iter().filter(is_concerned);
         incomplete.extend(gone.map(|other| unanswered(&other, GONE)));
         for (part, other) in of_others.into_iter().zip(&others) {
             match part {

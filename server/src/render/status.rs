@@ -178,8 +178,8 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
     }
     if let Some(short_ns) = status.servers.iter().map(|server| server.log_short_ns).max().filter(|ns| *ns > 0) {
         let text = format!(
-            "the servers' log is full and lacks {} of what a restarted server reads again, which may then find otherwise: raise \
-             cluster.max_bytes and NATS's room",
+            "the servers' log is full and lacks {} of what a restarted server reads, so that it may report other findings: \
+             raise cluster.max_bytes and NATS's room",
             human_duration(short_ns)
         );
         let _ = writeln!(out, "  {}", style.bad(&text));
@@ -189,7 +189,7 @@ fn servers(style: Style, out: &mut String, status: &StatusResponse) {
     }
 }
 
-/// Whose part is missing, and why. One that answered has its trouble with the log said already.
+/// Whose part is missing, and why. The trouble with the log of a server that answered is printed above.
 fn lacking(status: &StatusResponse, missing: &Unanswered) -> String {
     let name = clean(&missing.server);
     match status.servers.iter().find(|server| server.server == missing.server) {
@@ -197,6 +197,8 @@ fn lacking(status: &StatusResponse, missing: &Unanswered) -> String {
             let said = format!("; {}", answered.log_trouble);
             format!("{name}: {}", clean(missing.reason.strip_suffix(&said).unwrap_or(&missing.reason)))
         }
+        // What is known without asking it.
+        None if missing.since_ns == 0 => format!("{name}: {}", clean(&missing.reason)),
         None => format!("no answer from {name}: {}", clean(&missing.reason)),
     }
 }

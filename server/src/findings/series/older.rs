@@ -23,6 +23,8 @@ pub struct Former {
 /// Deaths that an earlier run's finding has counted, and that other servers may still send again because NATS lost them.
 pub struct Late {
     pub started_ns: u64,
+    /// What happened later, nanoseconds since 1970, is in the log and new.
+    pub before_ns: u64,
     /// Deaths before this one belong to another group, or the series ignores them.
     pub from: Arc<Noted>,
     pub last: Arc<Noted>,
@@ -39,7 +41,9 @@ impl Late {
             return 0;
         }
         let own = [Arc::clone(&anchor.noted)];
-        let is_its = |death: &&Arc<Noted>| death.clue.realtime_ns >= self.started_ns && !is_before(&self.last, death);
+        let may_come_again = self.started_ns..self.before_ns;
+        let is_its =
+            |death: &&Arc<Noted>| may_come_again.contains(&death.clue.realtime_ns) && !is_before(&self.last, death);
         let its = anchor.deaths.iter().chain(&own).filter(is_its).map(|death| death.clue.evidence);
         let new = its.filter(|death| self.known.insert(*death)).count() as u32;
         let counted = new.min(self.unknown);

@@ -1,7 +1,7 @@
 //! Which finding makes room for a new one.
 //!
-//! What must hold: the node that has most findings loses the oldest of them, one that is over before one that goes on. No look at all
-//! findings or all nodes is needed for that.
+//! What must hold: the node with the most findings loses its oldest one. Findings that are over go before ongoing ones. Both are
+//! found without a scan.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl ByNode {
     pub fn oldest_of_the_most(&self) -> Option<&Position> {
         let (_, node) = self.most.last()?;
         let of_node = self.nodes.get(node)?;
-        // What goes on is true still.
+        // An ongoing finding is still true.
         of_node.over.first().or_else(|| of_node.ongoing.first())
     }
 
