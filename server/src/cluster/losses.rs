@@ -341,9 +341,9 @@ mod tests {
         losses.heard("c", "", 202 * S);
         let point = Point { seq: 1, boottime_ns: S, realtime_ns: S, dropped: Dropped { events: 0, bulk: 0 } };
         let node = NodeRef::named("n");
-        losses.cover("c", &Covered { node, epoch: 1, from: point.clone(), to: point.clone(), is_final: false });
+        losses.cover("c", &Covered { node, epoch: 1, from: point, to: point, is_final: false });
         let node = NodeRef::named("n");
-        losses.cover("a", &Covered { node, epoch: 2, from: point.clone(), to: point, is_final: false });
+        losses.cover("a", &Covered { node, epoch: 2, from: point, to: point, is_final: false });
         losses.heard("a", "", 230 * S);
         assert_eq!(losses.silent(), ["c"]);
         // The same server, killed and named otherwise.

@@ -353,6 +353,41 @@ fn what_comes_again_after_a_lost_log_counts_once() {
     }
 }
 
+/// The log is whole, and begins within the series: a death that arrives late is not one that the earlier run has counted.
+#[test]
+fn a_new_late_death_counts_after_a_restart() {
+    for kind in [2, 3] {
+        let all: Vec<_> = (1..=30).map(|seq| death(seq, seq * MINUTE)).collect();
+        let (begins, late) = (10, 24);
+        let known = |places: &BTreeSet<usize>, to: usize| -> Vec<Arc<Noted>> {
+            places.range(..=to).map(|place| Arc::clone(&all[*place])).collect()
+        };
+        let take = |of: &mut Watched, places: &mut BTreeSet<usize>, new: usize| {
+            places.insert(new);
+            for place in places.range(new..).copied().collect::<Vec<_>>() {
+                of.settle(&all[place], kind, &known(places, place));
+            }
+        };
+        let (mut first, mut places) = (Watched::new(), BTreeSet::new());
+        (0..all.len()).filter(|place| *place != late).for_each(|place| take(&mut first, &mut places, place));
+        let (mut again, mut read) = (Watched::new(), BTreeSet::new());
+        (again.standing, again.has_restarted) = (first.standing.clone(), true);
+        again.sent_again_ns = all[begins].clue.realtime_ns;
+        (begins..all.len()).filter(|place| *place != late).for_each(|place| take(&mut again, &mut read, place));
+        for (id, &(count, last, started)) in &first.standing {
+            let former =
+                Former { id: id.as_str().into(), count, started_ns: started.expect("a group has a beginning") };
+            again.formers.push((former, all[last as usize - 1].clue.evidence));
+        }
+        again.settle(&all[29], kind, &known(&read, 29));
+        take(&mut first, &mut places, late);
+        take(&mut again, &mut read, late);
+        again.standing.retain(|id, _| first.standing.contains_key(id));
+        assert_eq!(again.standing, first.standing, "{kind}");
+        assert!(first.standing.values().any(|of| of.0 == 30), "{:?}", first.standing);
+    }
+}
+
 #[test]
 fn groups_of_one_series_keep_each_their_count() {
     let mut watched = Watched::new();
