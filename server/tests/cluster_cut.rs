@@ -1,19 +1,15 @@
 //! A log that begins within a series of deaths: older messages were deleted, since they took too much room.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use async_nats::jetstream::stream::Stream;
+use futures::future::join_all;
 
 use crate::cluster_support::*;
 use crate::cluster_whole::{findings, findings_when, member, member_at, ship};
 use crate::correlate_node::{Node, Process, SECOND};
 use crate::whole_server::Whole;
+use tapio_wire::program::clock::now_ns;
 use tapio_wire::service::Finding;
 use tempfile::TempDir;
-
-fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64
-}
 
 /// A container that keeps crashing now, and the frames of its deaths.
 struct Loop {
@@ -55,17 +51,9 @@ impl Loop {
             server.until_metric("tapio_server_log_healing_seconds", &[], |value| value == 0.0).await;
         }
         self.is_counted(servers).await;
-        let all = self.all_of(servers).await;
+        let all = join_all(servers.iter().map(|server| findings(server))).await;
         assert!(all.iter().all(|found| counts(found) == [self.deaths]), "{all:#?}");
         assert!(all.iter().all(|found| found[0].id == all[0][0].id), "{all:#?}");
-    }
-
-    async fn all_of(&self, servers: &[&Whole]) -> Vec<Vec<Finding>> {
-        let mut all = Vec::new();
-        for server in servers {
-            all.push(findings(server).await);
-        }
-        all
     }
 }
 
@@ -82,6 +70,16 @@ fn cut(nats: &Nats, keep: u64) {
         });
     };
     std::thread::scope(|scope| scope.spawn(purge).join()).expect("purged");
+}
+
+/// Two servers that know a crash loop, of whose log only the last messages are left.
+async fn two_over_a_cut_log(nats: &Nats, keep: u64) -> (Whole, Whole, Loop) {
+    let (a, b) = tokio::join!(Whole::start(member(nats, "a")), Whole::start(member(nats, "b")));
+    let mut deaths = Loop::new();
+    deaths.ship(&[&a, &b], 24).await;
+    deaths.is_on(&[&a, &b]).await;
+    cut(nats, keep);
+    (a, b, deaths)
 }
 
 async fn start_again(nats: &Nats, name: &str, dir: TempDir) -> Whole {
@@ -101,12 +99,7 @@ async fn restart(nats: &Nats, name: &str, server: Whole) -> Whole {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_over_a_cut_log_counts_once() {
     let Some(nats) = Nats::start() else { return };
-    let mut a = Whole::start(member(&nats, "a")).await;
-    let mut b = Whole::start(member(&nats, "b")).await;
-    let mut deaths = Loop::new();
-    deaths.ship(&[&a, &b], 24).await;
-    deaths.is_on(&[&a, &b]).await;
-    cut(&nats, 8);
+    let (mut a, mut b, mut deaths) = two_over_a_cut_log(&nats, 8).await;
     deaths.ship(&[&a, &b], 12).await;
     deaths.is_on(&[&a, &b]).await;
     b = restart(&nats, "b", b).await;
@@ -126,12 +119,7 @@ async fn a_restart_over_a_cut_log_counts_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_over_an_emptied_log_count_once() {
     let Some(nats) = Nats::start() else { return };
-    let mut a = Whole::start(member(&nats, "a")).await;
-    let mut b = Whole::start(member(&nats, "b")).await;
-    let mut deaths = Loop::new();
-    deaths.ship(&[&a, &b], 24).await;
-    deaths.is_on(&[&a, &b]).await;
-    cut(&nats, 0);
+    let (mut a, mut b, mut deaths) = two_over_a_cut_log(&nats, 0).await;
     deaths.ship(&[&a, &b], 3).await;
     deaths.is_on(&[&a, &b]).await;
     for is_empty in [false, true] {

@@ -39,7 +39,7 @@ const RECONNECT_MAX: Duration = Duration::from_secs(2);
 pub const SERVER_HEADER: &str = "Tapio-Server";
 /// What a message rests on: see [`Ground`].
 pub const GROUND_HEADER: &str = "Tapio-Ground";
-/// A smaller lack is normal expiry.
+/// A log that is shorter by less than this has only lost messages by their age.
 const AGED_MARGIN: Duration = Duration::from_secs(60);
 /// The largest message.
 pub const MESSAGE_BYTES_MAX: usize = 512 << 10;

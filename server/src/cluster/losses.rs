@@ -19,11 +19,11 @@ pub const SILENT_AFTER: Duration = Duration::from_secs(15);
 const GONE_AFTER: Duration = Duration::from_secs(180);
 /// A silent server is given up after this in any case: nothing of it is in the log any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
-/// Time for which a server that was given up is remembered: answers lack its archive.
+/// Time for which a server that no other waits for any more is remembered: answers lack its archive.
 const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// At most this many of them are remembered.
 const GONE_MAX: usize = 64;
-/// Time after a server's last word in which it may still send messages that had waited.
+/// For so long after a server announced its end, its messages do not count as a sign of life: they were sent late.
 const LEAVING_FOR: Duration = Duration::from_secs(5);
 /// Nodes remembered of a server.
 const NODES_MAX: usize = 1024;

@@ -23,7 +23,7 @@ pub struct Former {
 /// Deaths that an earlier run's finding has counted, and that other servers may still send again because NATS lost them.
 pub struct Late {
     pub started_ns: u64,
-    /// What happened later, nanoseconds since 1970, is in the log and new.
+    /// No server sends deaths from this moment on again, nanoseconds since 1970: the log has them.
     pub before_ns: u64,
     /// Deaths before this one belong to another group, or the series ignores them.
     pub from: Arc<Noted>,
