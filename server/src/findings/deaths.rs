@@ -278,20 +278,26 @@ impl Deaths {
         Some(settled)
     }
 
-    /// A death that is explained, as it was noted.
-    pub fn noted(&self, death: EvidenceId) -> Option<&Arc<Noted>> {
-        let best = self.best.get(&death)?;
-        self.series.get(&best.series)?.anchor(death).map(|anchor| &anchor.noted)
+    /// A death as it was noted, or one that counts it, where a pattern at such a place explains it.
+    pub fn with_or_counting(&self, death: EvidenceId, is_meant: impl Fn(usize) -> bool) -> Option<Arc<Noted>> {
+        let best = self.best.get(&death);
+        let own = best.and_then(|best| self.series.get(&best.series)?.anchor(death)).map(|anchor| &anchor.noted);
+        let is_it = |of: &&Arc<Noted>| self.explained_by(of.clue.evidence).is_some_and(&is_meant);
+        own.into_iter().chain(self.counting(death)).find(is_it).cloned()
+    }
+
+    /// The anchors that count a death beside themselves.
+    pub fn counting(&self, death: EvidenceId) -> impl Iterator<Item = &Arc<Noted>> {
+        let counters = self.counters.get(&death).into_iter().flatten();
+        let series = counters.filter_map(|counter| self.series.get(&counter.series));
+        let anchors = series.flat_map(Series::anchors).filter(move |anchor| anchor.counts(death));
+        anchors.map(|anchor| &anchor.noted)
     }
 
     /// The deaths whose explanation may be another now that this one's is.
     fn dependent(&mut self, evidence: EvidenceId) -> Vec<Arc<Noted>> {
         let mut dependent = self.refused.remove(&evidence).unwrap_or_default();
-        for counter in self.counters.get(&evidence).into_iter().flatten() {
-            let anchors = self.series.get(&counter.series).into_iter().flat_map(Series::anchors);
-            let counting = anchors.filter(|anchor| anchor.counts(evidence));
-            dependent.extend(counting.map(|anchor| Arc::clone(&anchor.noted)));
-        }
+        dependent.extend(self.counting(evidence).cloned());
         dependent.retain(|other| other.clue.evidence != evidence);
         dependent.sort_by_key(|other| (other.clue.realtime_ns, other.clue.evidence));
         dependent.dedup_by_key(|other| other.clue.evidence);

@@ -74,14 +74,13 @@ impl Worker {
     }
 
     /// Publishes the findings of these deaths again, each given with the pattern that explained it in an earlier run. Leaves out
-    /// deaths that a weaker pattern explains now: this run may have read less evidence than the earlier one.
+    /// deaths that only a weaker pattern explains or counts now: this run may have read less evidence than the earlier one.
     fn look_again(&mut self, deaths: impl IntoIterator<Item = (String, EvidenceId)>) {
         let patterns = Arc::clone(&self.patterns);
         for (pattern, death) in deaths {
             // Patterns are sorted, the strongest first.
-            let is_as_strong = |&place: &usize| patterns.patterns()[place..].iter().any(|other| other.id == pattern);
-            let place = self.memory.deaths.explained_by(death).filter(is_as_strong);
-            if let Some(noted) = place.and_then(|_| self.memory.deaths.noted(death)).cloned() {
+            let is_as_strong = |place: usize| patterns.patterns()[place..].iter().any(|other| other.id == pattern);
+            if let Some(noted) = self.memory.deaths.with_or_counting(death, is_as_strong) {
                 self.conclude_again(&patterns, &noted);
             }
         }

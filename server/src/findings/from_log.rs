@@ -333,3 +333,6 @@ fn to_revisit(
     });
     anchors
 }
+
+#[cfg(test)]
+mod restarts;
