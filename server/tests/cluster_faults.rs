@@ -346,7 +346,13 @@ fn a_server_that_fell_behind_says_so_and_goes_on() {
     proxy.hold(false);
     until("b says so", || (b.cluster.link().fell_behind.load(Ordering::Relaxed) >= 1).then_some(()));
     until("the log's end", || b.cluster.link().is_caught_up().then_some(()));
+    let mut more = Node::new("more");
     until("both say how little is left", || {
+        // The messages before may have left room.
+        let round = more.frames.len() as u64;
+        let entity = more.kube_container("Deployment/more", "shop/more-0", &format!("more-{round}"));
+        more.limit_kill(entity, 100 + round as u32, (100 + 30 * round) * SECOND);
+        a.deliver_part(&more, round as usize..more.frames.len());
         [&a, &b].iter().all(|of| of.cluster.link().short_ns.load(Ordering::Relaxed) > 0).then_some(())
     });
     let entity = late.kube_container("Deployment/late", "shop/late-0", "late");
